@@ -1,0 +1,24 @@
+"""What every verb shares: its common options, its console, its log level, and how an error becomes an exit code."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the report as JSON to FILE.", dir_okay=False),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace output files that exist.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random numbers; it is recorded in the report.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and the verdict only.")]
+VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for debugging.")]
+
+
+def start(quiet: bool, verbose: int) -> None:
+    """Configure logging for this run. Library code only ever logs; nothing is configured on import."""
+    level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)

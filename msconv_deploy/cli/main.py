@@ -1,0 +1,70 @@
+"""`msconv`: the program. Verbs import what they need when they run, so that `msconv --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from msconv_deploy import __version__
+from msconv_deploy.cli import convert, doctor, export, validate
+from msconv_deploy.errors import ExitCode, MsconvError
+
+app = typer.Typer(
+    name="msconv",
+    help="Export, rewrite and validate image-plus-metadata CNNs: convolutions that never convolve a tile.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (export, convert, validate, doctor):
+    app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"msconv-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a verb and turns every expected error into one message and its exit code."""
+    sys.exit(main(arguments))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code (``docs/spec.md``)."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except MsconvError as error:
+        typer.echo(f"msconv: {error}", err=True)
+        return int(error.exit_code)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return int(ExitCode.BAD_INPUT)
+    except click.exceptions.Abort:
+        typer.echo("msconv: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe is gone: nothing to tell it
+        return 0
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        typer.echo(f"msconv: {error.strerror or error}:{where}", err=True)
+        return int(ExitCode.BAD_INPUT)
+    return int(code or 0)
