@@ -101,3 +101,14 @@ def border_and_interior(config, height, width):
         return ((taps < 0) | (taps >= extent)).any(1)
 
     return outside(config.rows, height)[:, None] | outside(config.columns, width)[None, :]
+
+
+def scale_of(case, expected):
+    """max|expected|, but at least 1% of what its terms add up to without their signs.
+
+    A few outputs can all cancel by chance to nearly nothing; float32 then has nothing to be relative to.
+    """
+    positive = [{k: np.abs(v) for k, v in part.items()} for part in (case.sources, case.weights)]
+    oracle = tile_concat_conv if case.config.tiled else source_oracle
+    total = oracle(case.config, *positive, None if case.bias is None else np.abs(case.bias))
+    return max(np.abs(expected).max(), 0.01 * total.max())
