@@ -29,8 +29,12 @@ def conv_valid(x, w, strides, dilations, group):
     og = o // group
     for g, u, v in itertools.product(range(group), range(kh), range(kw)):
         i, j = u * dilations[0], v * dilations[1]
-        patch = x[:, g * cg : (g + 1) * cg, i : i + (ho - 1) * strides[0] + 1 : strides[0],
-                  j : j + (wo - 1) * strides[1] + 1 : strides[1]]
+        patch = x[
+            :,
+            g * cg : (g + 1) * cg,
+            i : i + (ho - 1) * strides[0] + 1 : strides[0],
+            j : j + (wo - 1) * strides[1] + 1 : strides[1],
+        ]
         y[:, g * og : (g + 1) * og] += np.einsum("nchw,oc->nohw", patch, w[g * og : (g + 1) * og, :, u, v])
     return y
 
@@ -38,9 +42,15 @@ def conv_valid(x, w, strides, dilations, group):
 def tile(sources, height, width):
     """Every source expanded to [N,C,H,W]."""
     n = max(s.shape[0] for s in sources.values())
-    lift = {"nchw": lambda s: s, "nch": lambda s: s[:, :, :, None], "ncw": lambda s: s[:, :, None, :],
-            "nc": lambda s: s[:, :, None, None]}
-    return {k: np.broadcast_to(lift[k](s), (n, s.shape[1], height, width)).astype(np.float64) for k, s in sources.items()}
+    lift = {
+        "nchw": lambda s: s,
+        "nch": lambda s: s[:, :, :, None],
+        "ncw": lambda s: s[:, :, None, :],
+        "nc": lambda s: s[:, :, None, None],
+    }
+    return {
+        k: np.broadcast_to(lift[k](s), (n, s.shape[1], height, width)).astype(np.float64) for k, s in sources.items()
+    }
 
 
 def extents(sources):
@@ -52,10 +62,10 @@ def extents(sources):
 def tile_concat_conv(config, sources, weights, bias):
     """Tiled semantics. Groups apply to nchw alone, so each source is convolved for itself and the results summed."""
     height, width = extents(sources)
-    t, l, b, r = config.pads
+    t, left, b, right = config.pads
     y = 0
     for name, x in tile(sources, height, width).items():
-        padded = _pad(x, (t, b), (l, r), int(config.padding_mode))
+        padded = _pad(x, (t, b), (left, right), int(config.padding_mode))
         group = config.group if name == "nchw" else 1
         y = y + conv_valid(padded, weights[name].astype(np.float64), config.strides, config.dilations, group)
     return y if bias is None else y + bias.astype(np.float64)[:, None, None]
@@ -64,7 +74,7 @@ def tile_concat_conv(config, sources, weights, bias):
 def source_oracle(config, sources, weights, bias):
     """Source semantics: padding only along owned axes; along the others the copies continue for ever."""
     height, width = extents(sources)
-    t, l, b, r = config.pads
+    t, left, b, right = config.pads
     kh, kw = config.kernel_shape
     reach = [(k - 1) * d + 1 for k, d in zip(config.kernel_shape, config.dilations, strict=True)]
     mode = int(config.padding_mode)
@@ -72,11 +82,15 @@ def source_oracle(config, sources, weights, bias):
     for name, x in sources.items():
         x, w = x.astype(np.float64), weights[name].astype(np.float64)
         owns_h, owns_w = name in ("nchw", "nch"), name in ("nchw", "ncw")
-        x = {"nchw": x, "nch": x[..., None] if name == "nch" else x, "ncw": x[:, :, None] if name == "ncw" else x,
-             "nc": x[:, :, None, None] if name == "nc" else x}[name]
-        x = _pad(x, (t, b) if owns_h else (0, 0), (l, r) if owns_w else (0, 0), mode)
+        x = {
+            "nchw": x,
+            "nch": x[..., None] if name == "nch" else x,
+            "ncw": x[:, :, None] if name == "ncw" else x,
+            "nc": x[:, :, None, None] if name == "nc" else x,
+        }[name]
+        x = _pad(x, (t, b) if owns_h else (0, 0), (left, right) if owns_w else (0, 0), mode)
         full_h = reach[0] if height is None else height + t + b
-        full_w = reach[1] if width is None else width + l + r
+        full_w = reach[1] if width is None else width + left + right
         x = np.broadcast_to(x, (*x.shape[:2], x.shape[2] if owns_h else full_h, x.shape[3] if owns_w else full_w))
         full = np.zeros((*w.shape[:2], kh, kw))
         full[:, :, slice(None) if owns_h else kh - 1, slice(None) if owns_w else kw - 1] = w
@@ -93,6 +107,7 @@ def difference(a, b):
 
 def border_and_interior(config, height, width):
     """Boolean [H', W']: is any tap of the output pixel outside the image?"""
+
     def outside(axis, extent):
         if extent is None:
             return np.zeros(1, bool)

@@ -29,13 +29,20 @@ class Case:
         return next(iter(self.weights.values())).shape[0]
 
     def astype(self, dtype):
-        return Case(self.config, {k: v.astype(dtype) for k, v in self.sources.items()},
-                    {k: v.astype(dtype) for k, v in self.weights.items()},
-                    None if self.bias is None else self.bias.astype(dtype), self.height, self.width)
+        return Case(
+            self.config,
+            {k: v.astype(dtype) for k, v in self.sources.items()},
+            {k: v.astype(dtype) for k, v in self.weights.items()},
+            None if self.bias is None else self.bias.astype(dtype),
+            self.height,
+            self.width,
+        )
 
 
 @st.composite
-def cases(draw, semantics=None, max_kernel=5, activations=(0,), modes=(0, 0, 1, 2, 3), max_batch=3, equal_batches=False):
+def cases(
+    draw, semantics=None, max_kernel=5, activations=(0,), modes=(0, 0, 1, 2, 3), max_batch=3, equal_batches=False
+):
     """Images smaller than the kernel, strides beyond it, asymmetric pads, no interior class: all are likely here."""
     tiled = draw(st.booleans()) if semantics is None else bool(semantics)
     choices = [s for s in np.ndindex(2, 2, 2, 2) if any(s)]
@@ -63,9 +70,17 @@ def cases(draw, semantics=None, max_kernel=5, activations=(0,), modes=(0, 0, 1, 
         group = 1
     activation = draw(st.sampled_from(activations))
     config = MSConv2dConfig(
-        sources=sources, kernel_shape=kernel, has_bias=draw(st.booleans()), strides=strides, dilations=dilations,
-        pads=tuple(pads), group=group, padding_semantics=PaddingSemantics(int(tiled)), padding_mode=PaddingMode(mode),
-        activation=activation, activation_params={2: (0.1, 0.0), 6: (-0.5, 0.75)}.get(activation, (0.0, 0.0)),
+        sources=sources,
+        kernel_shape=kernel,
+        has_bias=draw(st.booleans()),
+        strides=strides,
+        dilations=dilations,
+        pads=tuple(pads),
+        group=group,
+        padding_semantics=PaddingSemantics(int(tiled)),
+        padding_mode=PaddingMode(mode),
+        activation=activation,
+        activation_params={2: (0.1, 0.0), 6: (-0.5, 0.75)}.get(activation, (0.0, 0.0)),
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch = draw(st.integers(1, max_batch))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,3 +24,18 @@ def start(quiet: bool, verbose: int) -> None:
     """Configure logging for this run. Library code only ever logs; nothing is configured on import."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+@contextmanager
+def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows the present step: a spinner with the time on a terminal, plain lines elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda step: None
+    elif console.is_terminal:
+        with console.status("") as status:
+            yield lambda step: status.update(step)
+    else:
+        yield lambda step: console.print(step, highlight=False, soft_wrap=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from msconv_deploy import __version__
 from msconv_deploy.cli import convert, doctor, export, validate
 from msconv_deploy.errors import ExitCode, MsconvError
+
+# Typer brings its own copy of click from some version on; its exceptions are reached through the names it exports.
+_ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="msconv",
@@ -52,16 +54,18 @@ def main(arguments: list[str] | None = None) -> int:
     except MsconvError as error:
         typer.echo(f"msconv: {error}", err=True)
         return int(error.exit_code)
-    except click.exceptions.Exit as done:
+    except typer.Exit as done:
         return done.exit_code
-    except click.ClickException as error:
+    except _ClickError as error:
         error.show()
         return int(ExitCode.BAD_INPUT)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("msconv: interrupted", err=True)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe is gone: nothing to tell it
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the reader of a pipe is gone: nothing to tell it
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""

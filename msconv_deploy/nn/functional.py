@@ -104,7 +104,9 @@ def _vector_terms(
         return terms
     any_weight = next(iter(weights.values()))
     rows = class_membership(config, config.rows).to(any_weight) if row_membership is None else row_membership
-    columns = class_membership(config, config.columns).to(any_weight) if column_membership is None else column_membership
+    columns = (
+        class_membership(config, config.columns).to(any_weight) if column_membership is None else column_membership
+    )
     if "nch" in sources:
         w = torch.einsum("ochw,tw->otch", weights["nch"], columns)
         table = _conv1d(config, config.rows, sources["nch"], w.flatten(0, 1), 1)

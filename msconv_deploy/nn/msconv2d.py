@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,8 @@ from msconv_deploy.ops.shapes import (
 
 IntPair = int | Sequence[int]
 Semantics = Literal["source", "tiled"]
-_MODES = {"zeros", "reflect", "replicate", "circular"}
+Mode = Literal["zeros", "reflect", "replicate", "circular"]
+_MODES = get_args(Mode)
 
 
 class TiledWeight(nn.Module):
@@ -40,7 +41,9 @@ class TiledWeight(nn.Module):
     def __init__(self, shape: tuple[int, ...], bias: bool, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.register_parameter("bias", nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype)) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -58,7 +61,7 @@ def _pair(value: IntPair, name: str) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
         raise BadInputError(f"MSConv2d: {name} must be an integer or a pair of integers, but is {value!r}")
-    return pair  # type: ignore[return-value]
+    return pair[0], pair[1]
 
 
 class MSConv2d(nn.Module):
@@ -92,7 +95,7 @@ class MSConv2d(nn.Module):
         dilation: IntPair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Mode = "zeros",
         device: Any = None,
         dtype: Any = None,
         padding_semantics: Semantics = "source",
@@ -103,7 +106,7 @@ class MSConv2d(nn.Module):
                 f"MSConv2d: in_channels must be four counts [nchw, nch, ncw, nc], 0 or more, but is {in_channels!r}"
             )
         if padding_mode not in _MODES:
-            raise BadInputError(f"MSConv2d: padding_mode is {padding_mode!r}; known are {sorted(_MODES)}")
+            raise BadInputError(f"MSConv2d: padding_mode is {padding_mode!r}; known are {', '.join(_MODES)}")
         if padding_semantics not in ("source", "tiled"):
             raise BadInputError(f'MSConv2d: padding_semantics is {padding_semantics!r}; known are "source" and "tiled"')
         self.in_channels = tuple(in_channels)
@@ -113,7 +116,7 @@ class MSConv2d(nn.Module):
         self.dilation = _pair(dilation, "dilation")
         self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else _pair(padding, "padding")
         self.groups = groups
-        self.padding_mode = padding_mode
+        self.padding_mode: Mode = padding_mode
         self.padding_semantics: Semantics = padding_semantics
         self.config = MSConv2dConfig(
             sources=tuple(int(c > 0) for c in in_channels),  # type: ignore[arg-type]
@@ -158,25 +161,33 @@ class MSConv2d(nn.Module):
             elif name == "nc":
                 block = nn.Linear(channels, self.out_channels, own_bias, **factory)
             else:
-                kind, pick = {"nchw": (nn.Conv2d, slice(None)), "nch": (nn.Conv1d, 0), "ncw": (nn.Conv1d, 1)}[name]
-                padding: Any = self.padding if isinstance(self.padding, str) else self.padding[pick]
-                block = kind(
-                    channels,
-                    self.out_channels,
-                    self.kernel_size[pick],
-                    self.stride[pick],
-                    padding,
-                    self.dilation[pick],
-                    self.groups,
-                    own_bias,
-                    self.padding_mode,
-                    **factory,
-                )
+                axes = {"nchw": (0, 1), "nch": (0,), "ncw": (1,)}[name]
+                block = self._make_convolution(channels, axes, own_bias, factory)
             setattr(self, f"{name}_block", block)
         dtype = self.weights[config.source_names[0]].dtype
         for axis_name, axis in (("row", config.rows), ("column", config.columns)):
             table = class_membership(config, axis).to(device=factory["device"], dtype=dtype) if config.tiled else None
             self.register_buffer(f"_{axis_name}_membership", table, persistent=False)
+
+    def _make_convolution(
+        self, channels: int, axes: tuple[int, ...], bias: bool, factory: dict[str, Any]
+    ) -> nn.Conv2d | nn.Conv1d:
+        """The original's block of a source that has these axes (0 height, 1 width)."""
+        kind: Any = nn.Conv2d if len(axes) == 2 else nn.Conv1d
+        padding = self.padding if isinstance(self.padding, str) else tuple(self.padding[i] for i in axes)
+        block: nn.Conv2d | nn.Conv1d = kind(
+            channels,
+            self.out_channels,
+            tuple(self.kernel_size[i] for i in axes),
+            tuple(self.stride[i] for i in axes),
+            padding,
+            tuple(self.dilation[i] for i in axes),
+            self.groups,
+            bias,
+            self.padding_mode,
+            **factory,
+        )
+        return block
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -194,13 +205,11 @@ class MSConv2d(nn.Module):
     ) -> Tensor:
         given = zip(SOURCE_NAMES, (nchw, nch, ncw, nc), strict=True)
         sources = {name: source for name, source in given if source is not None}
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[no-untyped-call]
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
             self._check(sources)
         if self._single_node:
             return operator.call(self.config, sources, self.weights, self.bias)
-        return msconv2d(
-            self.config, sources, self.weights, self.bias, self._row_membership, self._column_membership
-        )
+        return msconv2d(self.config, sources, self.weights, self.bias, self._row_membership, self._column_membership)
 
     _row_membership: Tensor | None
     _column_membership: Tensor | None
@@ -325,7 +334,9 @@ class MSConv2d(nn.Module):
                 input at every output), or no source defines the height or width.
         """
         if not (self.in_channels[0] or (self.in_channels[1] and self.in_channels[2])):
-            raise BadInputError("to_conv2d: the sources of this layer do not define both height and width: no tiled tensor")
+            raise BadInputError(
+                "to_conv2d: the sources of this layer do not define both height and width: no tiled tensor"
+            )
         tiled = self.with_padding_semantics("tiled")
         groups = self.groups if self.config.source_names == ("nchw",) else 1
         conv = nn.Conv2d(

@@ -16,6 +16,7 @@ from msconv_deploy.nn.functional import msconv2d
 from msconv_deploy.ops.configuration import SOURCE_NAMES, MSConv2dConfig, PaddingMode, PaddingSemantics
 from msconv_deploy.ops.shapes import HEIGHT_AXIS, WIDTH_AXIS
 
+
 @torch.library.custom_op("msconv::msconv2d", mutates_args=())
 def _msconv2d(
     sources: Sequence[Tensor],

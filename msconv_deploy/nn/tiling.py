@@ -35,6 +35,8 @@ def tile_and_concatenate(
         if source is not None
     ]
     if nchw is None and (nch is None or ncw is None):
-        raise BadInputError("tile_and_concatenate: the height and width are defined by nchw, or by nch and ncw together")
+        raise BadInputError(
+            "tile_and_concatenate: the height and width are defined by nchw, or by nch and ncw together"
+        )
     batch, _, height, width = torch.broadcast_shapes(*((s.shape[0], 1, *s.shape[2:]) for s in lifted))
     return torch.cat([s.expand(batch, -1, height, width) for s in lifted], dim=1)

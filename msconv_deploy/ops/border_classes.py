@@ -105,9 +105,7 @@ def membership(ranges: tuple[TapRange, ...], kernel: int) -> NDArray[np.float64]
 def axis_classes(axis: Axis, extent: int) -> AxisClasses:
     """The border classes that occur at a known extent, in order of first appearance."""
     seen: dict[TapRange, int] = {}
-    index = [
-        seen.setdefault(axis.tap_range(j, extent), len(seen)) for j in range(axis.output_extent(extent))
-    ]
+    index = [seen.setdefault(axis.tap_range(j, extent), len(seen)) for j in range(axis.output_extent(extent))]
     return AxisClasses(axis.kernel, tuple(seen), tuple(index))
 
 

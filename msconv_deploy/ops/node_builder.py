@@ -41,7 +41,9 @@ class NodeBuilder:
         self._names[hint] = count + 1
         return f"{self.prefix}_{hint}" if count == 0 else f"{self.prefix}_{hint}_{count}"
 
-    def add(self, op_type: str, *inputs: str, hint: str | None = None, output: str | None = None, **attributes: Any) -> str:
+    def add(
+        self, op_type: str, *inputs: str, hint: str | None = None, output: str | None = None, **attributes: Any
+    ) -> str:
         """Append a node with one output; returns the output's name."""
         output = output or self.name(hint or op_type.lower())
         self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=output, **attributes))
@@ -61,7 +63,9 @@ class NodeBuilder:
     def scalar_like(self, value: float, like: str) -> str:
         """A scalar of the element type of another value, whatever that is."""
         if self.opset < 15:
-            raise BadInputError(f"a constant of unknown element type needs opset 15 or later (CastLike), not {self.opset}")
+            raise BadInputError(
+                f"a constant of unknown element type needs opset 15 or later (CastLike), not {self.opset}"
+            )
         output = self.name("number")
         tensor = numpy_helper.from_array(np.asarray(value, np.float32), output)
         self.nodes.append(helper.make_node("Constant", [], [output], name=output, value=tensor))

@@ -129,7 +129,7 @@ def _pad(config: MSConv2dConfig, x: Array, pads: dict[int, tuple[int, int]]) -> 
     widths = [pads.get(i, (0, 0)) for i in range(x.ndim)]
     if config.padding_mode == PaddingMode.ZEROS:
         return np.pad(x, widths)
-    return np.pad(x, widths, mode=_NUMPY_PAD_MODE[config.padding_mode])  # type: ignore[call-overload, no-any-return]
+    return np.pad(x, widths, mode=_NUMPY_PAD_MODE[config.padding_mode])  # type: ignore[call-overload]
 
 
 def _windows(config: MSConv2dConfig, x: Array, axes: dict[int, Axis]) -> Array:

@@ -102,9 +102,7 @@ def _dims(value: onnx.TypeProto | None) -> list[int | str | None] | None:
     """Extents: an int where known, a name where symbolic, None where unknown; None for an unknown rank."""
     if value is None or not value.tensor_type.HasField("shape"):
         return None
-    return [
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in value.tensor_type.shape.dim
-    ]
+    return [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in value.tensor_type.shape.dim]
 
 
 def _output_dims(config: MSConv2dConfig, shapes: list[list[int | str | None] | None]) -> list[int | str | None] | None:
@@ -117,17 +115,18 @@ def _output_dims(config: MSConv2dConfig, shapes: list[list[int | str | None] | N
         channels, _ = check_weights(config, known_weights)  # type: ignore[arg-type]
         known_sources = {n: s for n, s in sources.items() if s is not None and all(isinstance(d, int) for d in s)}
         if len(known_sources) == len(names):
-            check_sources(config, known_sources, channels)  # type: ignore[arg-type]
+            check_sources(config, known_sources, channels)
     out_channels = next((w[0] for w in weights.values() if w), None)
     batches = [s[0] for s in sources.values() if s]
     batch = next((b for b in batches if b != 1), 1 if len(batches) == len(names) else None)
 
     def extent(axis: Axis, axis_of: dict[str, int | None]) -> int | str | None:
-        owners = [n for n in names if axis_of[n] is not None]
+        owners = [(n, position) for n in names if (position := axis_of[n]) is not None]
         if not owners:
             return 1
-        shape = sources.get(owners[0])
-        value = None if shape is None else shape[axis_of[owners[0]]]  # type: ignore[index]
+        owner, position = owners[0]
+        shape = sources.get(owner)
+        value = None if shape is None else shape[position]
         if isinstance(value, int):
             return axis.output_extent(value)
         same = axis.stride == 1 and axis.pad_before + axis.pad_after == axis.reach - 1

@@ -16,10 +16,10 @@ from msconv_deploy.errors import BadInputError  # noqa: E402
 from msconv_deploy.nn import MSConv2d, tile_and_concatenate  # noqa: E402
 from tests.oracle import border_and_interior, conv_valid, difference, extents, scale_of, source_oracle, tile_concat_conv  # noqa: E402
 from tests.strategies import cases  # noqa: E402
+from tests.torch_modules import call, module_of, tensors  # noqa: E402
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CONFIGURATIONS = json.loads((FIXTURES / "original_msconv2d.json").read_text())
-NAMES = ("nchw", "nch", "ncw", "nc")
 
 
 @pytest.fixture(scope="module")
@@ -29,35 +29,6 @@ def original():
 
 def part(tensors, prefix):
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def module_of(case, dtype=torch.float64):
-    """An MSConv2d with the case's weights. Asymmetric pads have no argument: the configuration is set directly."""
-    config = case.config
-    module = MSConv2d(
-        case.in_channels, case.out_channels, config.kernel_shape, config.strides, 0, config.dilations, config.group,
-        bool(config.has_bias), config.padding_mode.name.lower(), None, dtype, config.padding_semantics.name.lower(),
-    )
-    module.config = config
-    if config.tiled:
-        from msconv_deploy.nn.functional import class_membership
-
-        module._row_membership = class_membership(config, config.rows).to(dtype)
-        module._column_membership = class_membership(config, config.columns).to(dtype)
-    with torch.no_grad():
-        for name, weight in module.weights.items():
-            weight.copy_(torch.from_numpy(case.weights[name]))
-        if case.bias is not None:
-            module.bias.copy_(torch.from_numpy(case.bias))
-    return module
-
-
-def tensors(case, dtype=torch.float64):
-    return {name: torch.from_numpy(source).to(dtype) for name, source in case.sources.items()}
-
-
-def call(module, sources):
-    return module(*(sources.get(name) for name in NAMES))
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: str(c["index"]))
@@ -98,7 +69,9 @@ def convolutions(draw):
     same = draw(st.sampled_from((False, False, True)))
     height, width = (draw(st.integers(1, 8)) for _ in range(2))
     limit = {"zeros": 9, "replicate": 9, "reflect": min(height, width) - 1, "circular": min(height, width)}[mode]
-    padding = "same" if same else [draw(st.integers(0, min(limit, d * k))) for k, d in zip(kernel, dilation, strict=True)]
+    padding = (
+        "same" if same else [draw(st.integers(0, min(limit, d * k))) for k, d in zip(kernel, dilation, strict=True)]
+    )
     for axis, reach in enumerate(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)):
         extra = (reach if mode != "zeros" else 0) if same else max(0, reach - 2 * padding[axis])
         height, width = (max(height, extra), width) if axis == 0 else (height, max(width, extra))
@@ -107,11 +80,25 @@ def convolutions(draw):
     if sum(channels) % groups:
         groups = 1
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    conv = torch.nn.Conv2d(sum(channels), 2 * groups, kernel, stride, padding, dilation, groups,
-                           draw(st.booleans()), mode, dtype=torch.float64)
+    conv = torch.nn.Conv2d(
+        sum(channels),
+        2 * groups,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+        draw(st.booleans()),
+        mode,
+        dtype=torch.float64,
+    )
     n = draw(st.integers(1, 3))
-    shapes = {"nchw": (n, channels[0], height, width), "nch": (n, channels[1], height),
-              "ncw": (n, channels[2], width), "nc": (n, channels[3])}
+    shapes = {
+        "nchw": (n, channels[0], height, width),
+        "nch": (n, channels[1], height),
+        "ncw": (n, channels[2], width),
+        "nc": (n, channels[3]),
+    }
     sources = {k: torch.randn(s, dtype=torch.float64) for k, s in shapes.items() if s[1]}
     return conv, channels, sources
 
@@ -189,7 +176,9 @@ def test_autocast_half_and_deepcopy():
 def test_a_state_dict_of_the_other_semantics_is_refused_with_the_way_to_convert(made, loaded):
     state = MSConv2d([3, 2, 0, 2], 4, 3, padding=1, padding_semantics=made).state_dict()
     target = torch.nn.Sequential(MSConv2d([3, 2, 0, 2], 4, 3, padding=1, padding_semantics=loaded))
-    with pytest.raises(RuntimeError, match=rf'saved from an MSConv2d with padding_semantics="{made}".*with_padding_semantics'):
+    with pytest.raises(
+        RuntimeError, match=rf'saved from an MSConv2d with padding_semantics="{made}".*with_padding_semantics'
+    ):
         target.load_state_dict({f"0.{k}": v for k, v in state.items()})
 
 
@@ -199,10 +188,13 @@ def test_names_and_places_of_parameters():
     assert module.nchw_block is None
     tiled = MSConv2d([1, 2, 3, 4], 5, (3, 7), padding_semantics="tiled")
     assert {k: tuple(v.shape) for k, v in tiled.state_dict().items()} == {
-        "nchw_block.weight": (5, 1, 3, 7), "nchw_block.bias": (5,), "nch_block.weight": (5, 2, 3, 7),
-        "ncw_block.weight": (5, 3, 3, 7), "nc_block.weight": (5, 4, 3, 7),
+        "nchw_block.weight": (5, 1, 3, 7),
+        "nchw_block.bias": (5,),
+        "nch_block.weight": (5, 2, 3, 7),
+        "ncw_block.weight": (5, 3, 3, 7),
+        "nc_block.weight": (5, 4, 3, 7),
     }
-    assert 'padding_semantics=\'tiled\'' in repr(tiled)
+    assert "padding_semantics='tiled'" in repr(tiled)
 
 
 @pytest.mark.parametrize(

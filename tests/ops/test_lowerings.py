@@ -42,7 +42,9 @@ def model_of(case, nodes, opset, functions=(), dtype=TensorProto.FLOAT):
     output = helper.make_tensor_value_info("y", dtype, [None] * 4)
     graph = helper.make_graph(nodes, "g", inputs_of(case, dtype), [output], weights)
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
-    return helper.make_model(graph, functions=list(functions), opset_imports=imports, ir_version=10 if opset < 26 else 13)
+    return helper.make_model(
+        graph, functions=list(functions), opset_imports=imports, ir_version=10 if opset < 26 else 13
+    )
 
 
 def fused_model(case, opset=18, dtype=TensorProto.FLOAT):
@@ -132,7 +134,14 @@ def two_layers():
     rng = np.random.default_rng(3)
     first = MSConv2dConfig((1, 1, 0, 1), (3, 3), pads=(1, 1, 1, 1), padding_semantics=1, activation=1)
     second = MSConv2dConfig((1, 0, 1, 0), (3, 3), pads=(1, 1, 1, 1), padding_semantics=0, has_bias=0)
-    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 2, 3, 3), "w3": (4, 5, 3, 3), "b": (4,), "v1": (6, 4, 3, 3), "v2": (6, 2, 3)}
+    shapes = {
+        "w1": (4, 3, 3, 3),
+        "w2": (4, 2, 3, 3),
+        "w3": (4, 5, 3, 3),
+        "b": (4,),
+        "v1": (6, 4, 3, 3),
+        "v2": (6, 2, 3),
+    }
     arrays = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
     nodes = [
         helper.make_node("MSConv2d", ["nchw", "nch", "nc", "w1", "w2", "w3", "b"], ["h"], "one", domain=DOMAIN,

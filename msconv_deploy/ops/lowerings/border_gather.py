@@ -87,7 +87,9 @@ def emit_grid_index(builder: NodeBuilder, grid: RangeGrid, outputs: str, extent:
         taps = builder.maximum(builder.add("Sub", reach, position), zero)
         if axis.dilation == 1:
             return taps
-        return builder.add("Div", builder.add("Add", taps, builder.ints(axis.dilation - 1)), builder.ints(axis.dilation))
+        return builder.add(
+            "Div", builder.add("Add", taps, builder.ints(axis.dilation - 1)), builder.ints(axis.dilation)
+        )
 
     index: str | None = None
     if grid.first_max:

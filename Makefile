@@ -1,0 +1,56 @@
+# Two commands matter: `make export` and `make test`. Each does its own set-up in .venv.
+PYTHON ?= python3
+PIP_ARGS ?=
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: help export test test-pythons lint format train minimal clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1|/' | column -t -s '|'
+	@echo "PIP_ARGS='...' passes options to pip, for instance an index with CPU-only builds of torch."
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than 3.10: choose another with make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# The stamps say which extras are installed; they are renewed when the requirements change.
+$(BIN)/.installed-export: pyproject.toml | $(BIN)/python
+	@echo "installing into .venv; torch is a download of about 3 GB unless pip has it (PIP_ARGS may name a CPU-only index)"
+	$(PIP) -q -e '.[torch,rtx]'
+	@touch $@
+
+$(BIN)/.installed-test: $(BIN)/.installed-export
+	$(PIP) -q -e '.[torch,rtx,models,test,lint]'
+	@touch $@
+
+export: $(BIN)/.installed-export ## export every recipe of export/, validate, print a table
+	$(BIN)/msconv export --force --json build/export/report.json
+
+test: $(BIN)/.installed-test ## lint, type-check and run all tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-pythons: $(BIN)/.installed-test ## the torch-free install with its tests on every Python from 3.10 to 3.13
+	$(BIN)/python tests/torch_free.py
+
+lint: $(BIN)/.installed-test ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(BIN)/.installed-test ## let ruff format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+train: $(BIN)/.installed-test ## train the reference model anew, with its data sheet (about half an hour on two cores)
+	$(BIN)/python -m models.raw_denoiser.train
+
+minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew
+	$(BIN)/python models/minimal/network.py
+
+clean: ## remove what was built, not .venv
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

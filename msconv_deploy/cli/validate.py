@@ -1,0 +1,274 @@
+"""`msconv validate`: does an ONNX file compute what its PyTorch module, or another ONNX file, computes?"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from msconv_deploy.cli.common import (
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    VerboseOption,
+    progress_line,
+    start,
+)
+from msconv_deploy.errors import BadInputError, ExitCode
+from msconv_deploy.files import check_writable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from msconv_deploy.reporting import ValidationReport
+    from msconv_deploy.validation import ValidationOptions
+
+MAX_ROWS = 60
+
+
+class Optimization(str, Enum):
+    """Graph optimization level of ONNX Runtime."""
+
+    none = "none"
+    basic = "basic"
+    extended = "extended"
+    all = "all"
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The file to validate.")],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="OTHER.onnx", help="Compare with this ONNX file.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="RECIPE.toml",
+            help="Compare with the PyTorch module of this recipe; default: the one that MODEL.json names.",
+        ),
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Instead of the recipe's.")] = None,
+    runtimes: Annotated[
+        str | None,
+        typer.Option(
+            "--runtimes", metavar="NAME,NAME", help="torch (the module in its own dtype) and ort; default: both."
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--size", metavar="N=1,H=17,W=23", help="Extents of the dynamic dims; repeatable. Default: several."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", min=0.0, help="Largest max|a-b| / max|b|; default: from dtype and depth."),
+    ] = None,
+    inputs: Annotated[
+        list[Path] | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs by name; repeatable.")
+    ] = None,
+    input_range: Annotated[
+        list[str] | None,
+        typer.Option("--input-range", metavar="NAME:LO:HI", help="Uniform values instead; repeatable."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="DIR", help="Save inputs and results in Polygraphy's format.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of ONNX Runtime.")] = None,
+    optimization: Annotated[
+        Optimization, typer.Option("--optimization", help="Graph optimizations of ONNX Runtime.")
+    ] = Optimization.all,
+    rtx: Annotated[
+        bool | None,
+        typer.Option("--rtx/--no-rtx", help="Let TensorRT-RTX parse and build the file; default: if it is installed."),
+    ] = None,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> int:
+    """Compare an ONNX file with its PyTorch module or with another ONNX file, at several sizes."""
+    start(quiet, verbose)
+    if json is not None:
+        check_writable(json, force)
+    if reference is not None and (recipe is not None or checkpoint is not None):
+        raise BadInputError("--reference compares two ONNX files: leave out --recipe and --checkpoint")
+    from msconv_deploy.runtimes import Settings, tensorrt_rtx
+    from msconv_deploy.validation import InputOptions, ValidationOptions, parse_range, parse_size
+
+    options = ValidationOptions(
+        runtimes=[name.strip() for name in runtimes.split(",")] if runtimes is not None else None,
+        inputs=InputOptions(
+            sizes=[parse_size(text) for text in size or []],
+            seed=seed,
+            ranges=dict(parse_range(text) for text in input_range or []),
+            files=inputs or [],
+        ),
+        settings=Settings(threads=threads, optimization=optimization.value),
+        tolerance=tolerance,
+        save_to=save,
+        force=force,
+        build_check=tensorrt_rtx.available() if rtx is None else rtx,
+    )
+    with progress_line(quiet) as progress:
+        if reference is not None:
+            from msconv_deploy.validation import validate_onnx_against_onnx
+
+            progress(f"comparing {model} with {reference}")
+            report = validate_onnx_against_onnx(model, reference, options)
+        else:
+            report = _against_recipe(model, recipe, checkpoint, options, progress)
+    if json is not None:
+        report.write(json, force)
+    _print(report, quiet)
+    return int(_exit_code(report, rtx))
+
+
+def _against_recipe(
+    model: Path,
+    recipe_path: Path | None,
+    checkpoint: Path | None,
+    options: ValidationOptions,
+    progress: Callable[[str], None],
+) -> ValidationReport:
+    import numpy as np
+
+    from msconv_deploy.cli.torch_needed import import_exporting
+    from msconv_deploy.validation import validate_onnx_against_module
+    from msconv_deploy.validation.graph import read_graph
+
+    graph = read_graph(model)  # a bad file is reported as such, before the recipe is looked for
+    exporting = import_exporting()
+    recipe = exporting.load_recipe(recipe_path or _recipe_of(model))
+    if checkpoint is not None:
+        recipe = recipe.replaced(checkpoint=checkpoint)
+    precision = "fp16" if any(spec.dtype == np.float16 for spec in graph.inputs) else "fp32"
+    progress(f"loading {recipe.checkpoint} in {precision}")
+    module = exporting.load_model(recipe, precision)
+    progress(f"comparing {model} with {recipe.model.module}")
+    return validate_onnx_against_module(
+        model, module, options, input_names=list(recipe.inputs), output_names=list(recipe.export.outputs)
+    )
+
+
+def _recipe_of(model: Path) -> Path:
+    """The recipe that the sidecar ``<stem>.json`` of an exported file names, relative to itself."""
+    import json
+
+    sidecar = model.with_suffix(".json")
+    advice = "give --reference OTHER.onnx or --recipe RECIPE.toml"
+    if not sidecar.is_file():
+        raise BadInputError(f"{model}: nothing to compare with: there is no {sidecar.name} beside it; {advice}")
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"{sidecar}: is not a JSON file ({error}); {advice}") from None
+    named = content.get("recipe") if isinstance(content, dict) else None
+    if not isinstance(named, str):
+        raise BadInputError(f"{sidecar}: names no recipe; {advice}")
+    path = sidecar.parent / named
+    if not path.is_file():
+        raise BadInputError(f"{sidecar}: its recipe {named} is not there any more; {advice}")
+    return path
+
+
+def _exit_code(report: ValidationReport, rtx: bool | None) -> ExitCode:
+    if report.verdict == "differ":
+        return ExitCode.OUTPUTS_DIFFER
+    if report.verdict == "unverified":
+        return ExitCode.NOT_AVAILABLE
+    if any(check.status == "failed" for check in report.build_checks):
+        return ExitCode.BUILD_FAILED
+    if rtx and any(check.status == "not available" for check in report.build_checks):
+        return ExitCode.NOT_AVAILABLE
+    return ExitCode.OK
+
+
+# -- printing --------------------------------------------------------------------------------------------------------
+
+
+def _print(report: ValidationReport, quiet: bool) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 160, highlight=False)
+    if not quiet:
+        _print_comparisons(console, report)
+        _print_notes(console, report)
+    style = {"passed": "green", "differ": "bold red"}.get(report.verdict, "yellow")
+    console.print(f"[{style}]{report.verdict}[/]: ", end="")
+    console.print(_summary(report), markup=False, soft_wrap=True)
+
+
+def _summary(report: ValidationReport) -> str:
+    if report.reason:
+        return f"{report.model}: {report.reason}"
+    largest = [v for v in report.largest_difference.values() if v is not None]
+    amount = f", largest difference {max(largest):.1e}" if largest else ""
+    return f"{report.model} agrees with {report.reference} at {len(report.cases)} sizes{amount}"
+
+
+def _print_comparisons(console: Console, report: ValidationReport) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from msconv_deploy.validation import size_text
+
+    table = Table(title=f"{escape(report.model)} against {escape(report.reference_runtime)}", title_justify="left")
+    for heading in ("runtime", "size", "output", "dtype", "border", "interior", "tolerance", "verdict"):
+        table.add_column(heading, justify="right" if heading in ("border", "interior", "tolerance") else "left")
+    for row in sorted(report.comparisons, key=lambda c: c.verdict == "passed")[:MAX_ROWS]:
+        style = {"passed": "green", "differ": "bold red"}.get(row.verdict, "yellow")
+        whole = row.border is None
+        table.add_row(
+            escape(row.runtime),
+            size_text(row.size),
+            escape(row.output),
+            row.dtype,
+            "exact" if row.exact and row.difference is not None else _number(row.difference if whole else row.border),
+            "" if whole else "none" if row.interior is None else _number(row.interior),
+            _number(row.tolerance),
+            f"[{style}]{row.verdict}[/]" + (f": {escape(row.reason)}" if row.reason else ""),
+        )
+    console.print(table)
+    console.print("border, interior: max|a-b| over these pixels / max|b| over the tensor, b the reference")
+    if len(report.comparisons) > MAX_ROWS:
+        console.print(f"{len(report.comparisons) - MAX_ROWS} more rows: --json FILE has them all")
+
+
+def _print_notes(console: Console, report: ValidationReport) -> None:
+    from msconv_deploy.validation import size_text
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    for refused in report.refused:
+        say(f"not compared: the reference does not run at {size_text(refused.size)}: {refused.reason}")
+    for name in report.insensitive_inputs:
+        say(f"insensitive: changing input {name} moves no output by more than its tolerance; its use is not verified")
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.divergence is not None:
+        say(report.divergence.text)
+    if report.verdict == "differ" and report.needed_tolerance is not None:
+        say(f"tolerance that would have been needed: {report.needed_tolerance:.2e}")
+    for check in report.build_checks:
+        size = f", engine of {check.engine_bytes:,} bytes" if check.engine_bytes else ""
+        reason = f": {check.reason}" if check.reason else ""
+        say(f"TensorRT-RTX {check.version or ''} parse and build: {check.status}{size}{reason}")
+    for line in report.polygraphy_commands:
+        say(line)
+    if not report.polygraphy_commands:
+        say("the same with polygraphy: --save DIR writes the inputs and results, and prints the lines")
+    if report.trtexec_command:
+        say(report.trtexec_command)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"

@@ -1,0 +1,70 @@
+"""Output files appear complete or not at all: written beside their place, then renamed onto it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msconv_deploy.errors import BadInputError
+
+
+def check_writable(path: Path | str, force: bool = False) -> Path:
+    """Refuse an output path before any work is done for it; creates missing folders above it.
+
+    Raises:
+        BadInputError: the path is a folder, exists and ``force`` is not given, or its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInputError(f"{path}: is a folder; name the output file")
+    if path.exists() and not force:
+        raise BadInputError(f"{path}: exists already; choose another name, or replace it with --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot create its folder: {error.strerror or error}") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInputError(f"{path}: the folder {path.parent} is not writable; choose another, or change its rights")
+    return path
+
+
+@contextmanager
+def atomic_write(path: Path | str, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it is renamed to ``path``, on any error removed.
+
+    The temporary name ends like ``path``, because some writers look at the suffix. The body must create the file.
+
+    Args:
+        path: where the file shall appear.
+        force: replace a file that exists.
+
+    Raises:
+        BadInputError: see :func:`check_writable`; or writing failed (disk full, no rights).
+    """
+    path = check_writable(path, force)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
+    try:
+        try:
+            yield temporary
+            if path.exists() and not force:
+                raise BadInputError(f"{path}: appeared while it was being written; nothing was replaced")
+            temporary.replace(path)
+        except OSError as error:
+            if error.filename is not None and Path(error.filename) not in (temporary, path):
+                raise  # another file's trouble: its own message says more
+            raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str, force: bool = False) -> None:
+    """Write a UTF-8 text file atomically.
+
+    Raises:
+        BadInputError: see :func:`atomic_write`.
+    """
+    with atomic_write(path, force) as temporary:
+        temporary.write_text(text, encoding="utf-8")

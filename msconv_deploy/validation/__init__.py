@@ -1,0 +1,23 @@
+"""Does the exported or rewritten file compute what the original computes? Comparison, tolerances, first divergence.
+
+Importing this package imports onnx and NumPy; torch, ONNX Runtime and Polygraphy only when something is run.
+"""
+
+from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_size, size_text
+from msconv_deploy.validation.tolerance import policy_tolerance
+from msconv_deploy.validation.validate import (
+    ValidationOptions,
+    validate_onnx_against_module,
+    validate_onnx_against_onnx,
+)
+
+__all__ = [
+    "InputOptions",
+    "ValidationOptions",
+    "parse_range",
+    "parse_size",
+    "policy_tolerance",
+    "size_text",
+    "validate_onnx_against_module",
+    "validate_onnx_against_onnx",
+]

@@ -1,0 +1,328 @@
+"""What validation reads from an ONNX file: inputs, outputs, and how rounding errors and borders travel through it.
+
+Weights in external files are never loaded: the analysis needs shapes and types, not values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import inliner
+
+from msconv_deploy.errors import BadInputError
+from msconv_deploy.validation.tolerance import ErrorPath
+
+Dim = int | str
+"""A static extent, or the name (or arithmetic expression over names) of a dynamic one."""
+
+UNKNOWN_REDUCTION = 1024
+"""Reduction size that is assumed where the graph does not tell it (operands of unknown static shape)."""
+
+# Operators that only move, select or compare values: their outputs hold no new rounding error.
+_EXACT = frozenset(
+    {
+        "Abs",
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "Cast",
+        "Ceil",
+        "Clip",
+        "Compress",
+        "Concat",
+        "ConcatFromSequence",
+        "Constant",
+        "ConstantOfShape",
+        "DepthToSpace",
+        "Dropout",
+        "Equal",
+        "Expand",
+        "EyeLike",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "MaxPool",
+        "MaxUnpool",
+        "Min",
+        "Neg",
+        "NonZero",
+        "Not",
+        "OneHot",
+        "Or",
+        "Pad",
+        "Range",
+        "ReduceMax",
+        "ReduceMin",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "Round",
+        "Scatter",
+        "ScatterElements",
+        "ScatterND",
+        "Shape",
+        "Sign",
+        "Size",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "SplitToSequence",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Upsample",
+        "Where",
+        "Xor",
+    }
+)
+_LARGE = 4096  # bytes; smaller tensors may hold shapes that shape inference needs
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output."""
+
+    name: str
+    dtype: np.dtype
+    dims: tuple[Dim, ...]
+
+
+@dataclass
+class OnnxGraph:
+    """The structure of an ONNX file.
+
+    Attributes:
+        path: the file.
+        inputs, outputs: graph inputs that are not initializers, and graph outputs, in order.
+        opset: of the default domain.
+        errors: tensor -> the heaviest path of rounding errors that leads to it.
+        border: tensor -> how far, in pixels, the image border can reach into it (strides are ignored).
+        dtypes: tensor -> element type where shape inference knows it.
+    """
+
+    path: Path
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    opset: int
+    errors: dict[str, ErrorPath] = field(default_factory=dict)
+    border: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, np.dtype] = field(default_factory=dict)
+
+    def tolerance(self, name: str) -> float:
+        """Policy tolerance of a tensor, see :mod:`msconv_deploy.validation.tolerance`."""
+        path = self.errors.get(name, ErrorPath())
+        return path.tolerance(self.dtypes.get(name, np.dtype(np.float32)))
+
+
+def load_structure(path: Path | str) -> onnx.ModelProto:
+    """Load a file without its external data.
+
+    Raises:
+        BadInputError: there is no such file, it is a folder, or it is not (a whole) ONNX model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise BadInputError(f"{path}: is a folder; name an ONNX file")
+    if not path.exists():
+        raise BadInputError(f"{path}: no such file")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError:
+        raise BadInputError(f"{path}: is not an ONNX file, or only a part of one") from None
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not model.opset_import or not model.graph.output:
+        raise BadInputError(f"{path}: is not an ONNX model: it has no {'outputs' if model.opset_import else 'opset'}")
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (path.parent / entry.value).is_file():
+                raise BadInputError(
+                    f"{path}: initializer {tensor.name} is in the external file {entry.value}, which is not in "
+                    f"{path.parent}; copy both files together"
+                )
+    return model
+
+
+def read_graph(path: Path | str) -> OnnxGraph:
+    """Load and analyse a file.
+
+    Raises:
+        BadInputError: see :func:`load_structure`; or an input is not a tensor of numbers.
+    """
+    model = load_structure(path)
+    constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    graph = OnnxGraph(
+        path=Path(path),
+        inputs=[_spec(path, v) for v in model.graph.input if v.name not in constants],
+        outputs=[_spec(path, v) for v in model.graph.output],
+        opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
+    )
+    _analyse(graph, model)
+    return graph
+
+
+def _spec(path: Path | str, value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if value.type.WhichOneof("value") != "tensor_type" or tensor.elem_type == onnx.TensorProto.STRING:
+        kind = value.type.WhichOneof("value") or "value of no type"
+        raise BadInputError(
+            f"{path}: {value.name} is a {kind.removesuffix('_type')}; only tensors of numbers are known"
+        )
+    dims: list[Dim] = []
+    for axis, dim in enumerate(tensor.shape.dim):
+        if dim.HasField("dim_value"):
+            dims.append(dim.dim_value)
+        else:
+            dims.append(dim.dim_param or f"{value.name}[{axis}]")
+    return TensorSpec(value.name, _dtype(tensor.elem_type), tuple(dims))
+
+
+def _dtype(element_type: int) -> np.dtype:
+    if element_type == onnx.TensorProto.UNDEFINED:
+        return np.dtype(np.float32)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+
+
+# -- error and border propagation ------------------------------------------------------------------------------------
+
+
+def _analyse(graph: OnnxGraph, model: onnx.ModelProto) -> None:
+    """Walk the nodes once, in their (topological) order, functions inlined."""
+    model = _without_weights(model)
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    shapes, graph.dtypes = _static_types(model)
+    for node in model.graph.node:
+        inputs = [name for name in _all_inputs(node) if name]
+        reach = max((graph.border.get(name, 0) for name in inputs), default=0) + _border_reach(node, shapes)
+        arrived = ErrorPath.heaviest(graph.errors[name] for name in inputs if name in graph.errors)
+        reductions = [k for n in _with_bodies(node) if (k := _reduction_size(n, shapes)) is not None]
+        for name in node.output:
+            dtype = graph.dtypes.get(name, np.dtype(np.float32))
+            graph.border[name] = reach
+            if node.op_type == "Cast" and _narrows(graph, node):
+                graph.errors[name] = arrived.rounded(dtype)
+            elif reductions:
+                graph.errors[name] = arrived.rounded(dtype, len(reductions)).accumulated(dtype, sum(reductions))
+            elif node.op_type in _EXACT or not _is_float(dtype):
+                graph.errors[name] = arrived
+            else:
+                graph.errors[name] = arrived.rounded(dtype)
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def _narrows(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
+    target = graph.dtypes.get(node.output[0])
+    source = graph.dtypes.get(node.input[0])
+    return target is not None and _is_float(target) and (source is None or source.itemsize > target.itemsize)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers keep name, type and dims but no values."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+        if tensor.ByteSize() > _LARGE:
+            for name in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(name)
+    return light
+
+
+def _static_types(model: onnx.ModelProto) -> tuple[dict[str, list[int | None]], dict[str, np.dtype]]:
+    """Static shapes (None: dynamic extent) and dtypes of initializers and inferred values."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, ValueError):  # a domain or type that inference does not know
+        inferred = model
+    shapes: dict[str, list[int | None]] = {}
+    dtypes: dict[str, np.dtype] = {}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        if tensor.elem_type not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
+            dtypes[value.name] = _dtype(tensor.elem_type)
+    for initializer in inferred.graph.initializer:
+        shapes[initializer.name] = list(initializer.dims)
+        if initializer.data_type != onnx.TensorProto.STRING:
+            dtypes[initializer.name] = _dtype(initializer.data_type)
+    return shapes, dtypes
+
+
+def _with_bodies(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """The node and the nodes of its subgraphs (If, Loop, Scan)."""
+    yield node
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _with_bodies(inner)
+
+
+def _all_inputs(node: onnx.NodeProto) -> Iterable[str]:
+    """Inputs of the node, and what its subgraphs read from outside."""
+    for inner in _with_bodies(node):
+        yield from inner.input
+
+
+def _attribute_ints(node: onnx.NodeProto, name: str) -> list[int]:
+    return next((list(a.ints) for a in node.attribute if a.name == name), [])
+
+
+def _attribute_int(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((a.i for a in node.attribute if a.name == name), default)
+
+
+def _reduction_size(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> int | None:
+    """How many products are summed into one output value; None if the node is no contraction.
+
+    Conv: C/group * kernel. ConvTranspose: the same (an upper bound: with strides fewer taps meet). Gemm, MatMul: K.
+    """
+    if node.op_type not in ("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "Gemm", "MatMul", "Einsum"):
+        return None
+    position = 3 if node.op_type == "QLinearConv" else 1
+    weight = shapes.get(node.input[position]) if len(node.input) > position else None
+    sizes: list[int | None] = [None]
+    if node.op_type == "ConvTranspose" and weight:
+        channels = weight[0]
+        sizes = [None if channels is None else channels // _attribute_int(node, "group", 1), *weight[2:]]
+    elif node.op_type in ("Conv", "ConvInteger", "QLinearConv") and weight:
+        sizes = weight[1:]
+    elif node.op_type == "Gemm" and weight and len(weight) == 2:
+        sizes = [weight[1 if _attribute_int(node, "transB", 0) else 0]]
+    elif node.op_type == "MatMul" and weight:
+        sizes = [weight[-2] if len(weight) > 1 else weight[0]]
+    known = [s for s in sizes if s is not None]
+    return math.prod(known) if len(known) == len(sizes) else UNKNOWN_REDUCTION
+
+
+def _border_reach(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> int:
+    """By how many pixels the node carries border values inwards: half its dilated kernel."""
+    if node.op_type not in ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"):
+        return 0
+    kernel: list[int | None] = list(_attribute_ints(node, "kernel_shape"))
+    if not kernel and len(node.input) > 1:
+        kernel = shapes.get(node.input[1], [])[2:]
+    dilations = _attribute_ints(node, "dilations") or [1] * len(kernel)
+    return max(((k or 1) * d - d + 1) // 2 for k, d in zip(kernel, dilations, strict=True)) if kernel else 0

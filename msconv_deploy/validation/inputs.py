@@ -1,0 +1,333 @@
+"""Inputs for a validation, made from the ONNX graph's own inputs: names, types and symbolic dimensions.
+
+A *size* assigns an extent to every free symbol, and a symbol that two inputs share is one number, so that row and
+column vectors always fit their image. A dimension may also be an expression over symbols (``2*H``), as the dynamo
+exporter writes them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from msconv_deploy.errors import BadInputError
+from msconv_deploy.validation.graph import Dim, TensorSpec
+
+Size = dict[str, int]
+Range = tuple[float, float]
+
+DEFAULT_SEED = 0
+_HOW_TO_SAVE = "write it with numpy.savez(FILE, input_name=array, ...)"
+
+# (batch, extents in turn): even, odd and unequal ones, N = 1 and 4, and images smaller than most kernels, where all
+# pixels are border. Which of them a network accepts is its own affair: those that the reference refuses are listed.
+_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
+    (1, (32, 48)),
+    (4, (17, 23)),
+    (2, (33, 18)),
+    (1, (1, 1)),
+    (4, (2, 3)),
+    (1, (3, 2)),
+)
+# Tried in this order, until one works, when the reference refuses all of the above.
+_LARGER_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
+    (1, (64, 96)),
+    (2, (160, 128)),
+    (1, (256, 224)),
+    (1, (512, 512)),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One set of inputs: name -> array, and the size they were made for."""
+
+    name: str
+    size: Size
+    arrays: dict[str, np.ndarray]
+    origin: Literal["generated", "file"] = "generated"
+
+    @property
+    def elements(self) -> int:
+        return sum(a.size for a in self.arrays.values())
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What the user asked for.
+
+    Attributes:
+        sizes: sizes to use; empty: the defaults. A size may leave symbols out; they get the first default.
+        seed: of all random numbers.
+        ranges: input -> (low, high): floats uniform in [low, high), integers uniform in low..high, both included.
+        files: NumPy ``.npz`` files; an input found there is taken from it. Each file is one set of inputs.
+    """
+
+    sizes: Sequence[Size] = ()
+    seed: int = DEFAULT_SEED
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+
+
+# -- symbolic dimensions ---------------------------------------------------------------------------------------------
+
+
+def _names_in(dim: Dim) -> list[str]:
+    if isinstance(dim, int):
+        return []
+    tree = _parse(dim)
+    if tree is None:
+        return [dim]
+    return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+
+
+def _parse(dim: str) -> ast.expr | None:
+    """The expression, or None if the text is to be taken as one name (such as ``x[2]`` or ``unk__7``)."""
+    try:
+        tree = ast.parse(dim, mode="eval").body
+    except SyntaxError:
+        return None
+    allowed = (ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.operator, ast.unaryop, ast.expr_context)
+    return tree if all(isinstance(n, allowed) for n in ast.walk(tree)) else None
+
+
+def extent(dim: Dim, size: Mapping[str, int]) -> int:
+    """Value of a dimension under a size.
+
+    Raises:
+        BadInputError: a symbol has no value, or the expression has no whole positive value.
+    """
+    if isinstance(dim, int):
+        return dim
+    tree = _parse(dim)
+    try:
+        value = size[dim] if tree is None else _evaluate(tree, size)
+    except KeyError as error:
+        raise BadInputError(f"dimension {dim}: no extent is given for {error.args[0]}") from None
+    except (ZeroDivisionError, TypeError):
+        raise BadInputError(
+            f"dimension {dim}: cannot be computed for {size_text(size)}; give the inputs as a file"
+        ) from None
+    if value != int(value) or value < 0:
+        raise BadInputError(f"dimension {dim} is {value} for {size_text(size)}: not an extent")
+    return int(value)
+
+
+def _evaluate(node: ast.expr, size: Mapping[str, int]) -> float:
+    if isinstance(node, ast.Name):
+        return size[node.id]
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluate(node.operand, size)
+    if isinstance(node, ast.BinOp):
+        left, right = _evaluate(node.left, size), _evaluate(node.right, size)
+        match node.op:
+            case ast.Add():
+                return left + right
+            case ast.Sub():
+                return left - right
+            case ast.Mult():
+                return left * right
+            case ast.FloorDiv():
+                return left // right
+            case ast.Div():
+                return left / right
+    raise TypeError(ast.dump(node))
+
+
+def free_symbols(inputs: Sequence[TensorSpec]) -> list[str]:
+    """Names of all free dimensions, in order of appearance."""
+    return list(dict.fromkeys(name for spec in inputs for dim in spec.dims for name in _names_in(dim)))
+
+
+def batch_symbols(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Symbols that occur as a first dimension only."""
+    first = {n for spec in inputs for dim in spec.dims[:1] for n in _names_in(dim)}
+    later = {n for spec in inputs for dim in spec.dims[1:] for n in _names_in(dim)}
+    return first - later
+
+
+def size_text(size: Mapping[str, int]) -> str:
+    """``N=4,H=17,W=23``; ``static`` where nothing is free."""
+    return ",".join(f"{name}={value}" for name, value in size.items()) or "static"
+
+
+def parse_size(text: str) -> Size:
+    """Inverse of :func:`size_text`.
+
+    Raises:
+        BadInputError: the text is not of that form.
+    """
+    size: Size = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(.+?)\s*=\s*(\d+)\s*", part)
+        if not match or int(match[2]) < 1:
+            raise BadInputError(f"size {text!r}: write NAME=EXTENT,..., extents of at least 1, such as N=1,H=17,W=23")
+        if match[1] in size:
+            raise BadInputError(f"size {text!r}: {match[1]} is given twice")
+        size[match[1]] = int(match[2])
+    return size
+
+
+def parse_range(text: str) -> tuple[str, Range]:
+    """``NAME:lo:hi`` -> (name, (lo, hi)). The name may contain colons.
+
+    Raises:
+        BadInputError: the text is not of that form, or lo > hi.
+    """
+    try:
+        name, low, high = text.rsplit(":", 2)
+        limits = (float(low), float(high))
+    except ValueError:
+        raise BadInputError(f"input range {text!r}: write NAME:LOW:HIGH, such as iso:0:1") from None
+    if not name or not (np.isfinite(limits).all() and limits[0] <= limits[1]):
+        raise BadInputError(f"input range {text!r}: needs a name and finite LOW <= HIGH")
+    return name, limits
+
+
+def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Size]:
+    """Sizes that are tried if none are asked for; ``larger``: the second list, for networks that refuse the first."""
+    symbols = free_symbols(inputs)
+    batch = batch_symbols(inputs)
+    others = [s for s in symbols if s not in batch]
+    sizes = []
+    for n, extents in _LARGER_SIZES if larger else _SIZES:
+        values = {s: n for s in symbols if s in batch}
+        values |= {s: extents[i % len(extents)] for i, s in enumerate(others)}
+        size = {s: values[s] for s in symbols}  # the order of the file
+        if size not in sizes:
+            sizes.append(size)
+    return sizes
+
+
+def complete_size(size: Size, inputs: Sequence[TensorSpec]) -> Size:
+    """A user's size with every symbol filled in.
+
+    Raises:
+        BadInputError: a symbol is unknown.
+    """
+    symbols = free_symbols(inputs)
+    unknown = [s for s in size if s not in symbols]
+    if unknown:
+        known = ", ".join(symbols) if symbols else "none: all its dimensions are static"
+        raise BadInputError(
+            f"size {size_text(size)}: the model has no dynamic dimension {', '.join(unknown)}; known are {known}"
+        )
+    return {**default_sizes(inputs)[0], **size}
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def generate(inputs: Sequence[TensorSpec], size: Size, options: InputOptions, index: int = 0) -> Inputs:
+    """Random inputs: floats standard normal, integers and booleans 0 or 1, unless a range is given.
+
+    Args:
+        index: number of the set; the generator is seeded by the pair (seed, index).
+
+    Raises:
+        BadInputError: a dimension cannot be computed, or a range names no input.
+    """
+    check_ranges(inputs, options)
+    rng = np.random.default_rng([options.seed, index])
+    arrays = {spec.name: _random(spec, size, options, rng) for spec in inputs}
+    return Inputs(f"case{index}", size, arrays)
+
+
+def check_ranges(inputs: Sequence[TensorSpec], options: InputOptions) -> None:
+    """Raises:
+    BadInputError: a range is given for something that is no input.
+    """
+    names = [spec.name for spec in inputs]
+    for name in options.ranges:
+        if name not in names:
+            raise BadInputError(f"input range for {name!r}: the model has no such input; known are {', '.join(names)}")
+
+
+def _random(spec: TensorSpec, size: Size, options: InputOptions, rng: np.random.Generator) -> np.ndarray:
+    shape = tuple(extent(dim, size) for dim in spec.dims)
+    kind = spec.dtype.kind
+    limits = options.ranges.get(spec.name)
+    if kind == "b":
+        return rng.integers(0, 2, shape).astype(bool)
+    if kind in "iu":
+        low, high = (0, 1) if limits is None else (int(np.ceil(limits[0])), int(np.floor(limits[1])))
+        if low > high:
+            raise BadInputError(f"input range for {spec.name}: no integer lies in {limits}")
+        return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(spec.dtype)
+    if kind == "c":
+        raise BadInputError(f"input {spec.name} is {spec.dtype.name}: complex inputs are not generated; give a file")
+    values = rng.standard_normal(shape) if limits is None else rng.uniform(*limits, shape)
+    return values.astype(spec.dtype)
+
+
+def from_file(inputs: Sequence[TensorSpec], path: Path, options: InputOptions, index: int = 0) -> Inputs:
+    """Inputs from an ``.npz`` file; those that it lacks are generated, at the size that it implies.
+
+    Floats are converted to the model's width, and integers where no value changes.
+
+    Raises:
+        BadInputError: the file cannot be read, names no input of the model, or an array does not fit.
+    """
+    check_ranges(inputs, options)
+    given = _load(path)
+    specs = {spec.name: spec for spec in inputs}
+    unknown = [name for name in given if name not in specs]
+    if unknown or not given:
+        what = f"holds {', '.join(unknown)}" if unknown else "holds no arrays"
+        raise BadInputError(f"{path}: {what}; the model's inputs are {', '.join(specs)}")
+    size: Size = {}
+    for name, array in given.items():
+        dims = specs[name].dims
+        if array.ndim != len(dims):
+            raise BadInputError(f"{path}: {name} has shape {list(array.shape)}, but the model wants {_dims_text(dims)}")
+        for dim, actual in zip(dims, array.shape, strict=True):
+            if isinstance(dim, str) and _names_in(dim) == [dim] and size.setdefault(dim, actual) != actual:
+                raise BadInputError(f"{path}: {name} has {dim}={actual}, but another input has {dim}={size[dim]}")
+    size = complete_size(size, inputs)
+    for name, array in given.items():
+        wanted = [extent(dim, size) for dim in specs[name].dims]
+        if list(array.shape) != wanted:
+            raise BadInputError(f"{path}: {name} has shape {list(array.shape)}, but the model wants {wanted}")
+    rng = np.random.default_rng([options.seed, index])
+    arrays = {
+        spec.name: _converted(path, given[spec.name], spec) if spec.name in given else _random(spec, size, options, rng)
+        for spec in inputs
+    }
+    return Inputs(f"case{index}", size, arrays, "file")
+
+
+def _dims_text(dims: Sequence[Dim]) -> str:
+    return "[" + ", ".join(map(str, dims)) + "]"
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise BadInputError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise BadInputError(f"{path}: is not an .npz file; {_HOW_TO_SAVE}")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
+        if isinstance(error, BadInputError):
+            raise
+        raise BadInputError(f"{path}: is not a NumPy .npz file of plain arrays ({error}); {_HOW_TO_SAVE}") from None
+
+
+def _converted(path: Path, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    if array.dtype == spec.dtype:
+        return array
+    both_float = array.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.dtype.name == "bfloat16")
+    converted = array.astype(spec.dtype)
+    if both_float or (array.dtype.kind in "iub" and spec.dtype.kind in "iub" and np.array_equal(converted, array)):
+        return converted
+    raise BadInputError(f"{path}: {spec.name} is {array.dtype.name}, but the model wants {spec.dtype.name}")
