@@ -146,8 +146,9 @@ def write_model(
     external = inline_bytes > max_inline_bytes or any(uses_external_data(t) for t in all_tensors(model))
     if external:
         check_writable(path.with_name(data_name), force)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    staging: Path | None = None
     try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         if external:
             copy = onnx.ModelProto()
             copy.CopyFrom(model)
@@ -169,7 +170,8 @@ def write_model(
     except OSError as error:
         raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _move_out(tensor: onnx.TensorProto, sink: BinaryIO, data_name: str, source_folder: Path) -> None:

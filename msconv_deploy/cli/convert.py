@@ -47,7 +47,10 @@ def command(
     register_schema()
     source = read_model(model)
     before = form_of(source)
-    converted = convert_form(source, Form(form.value))
+    try:
+        converted = convert_form(source, Form(form.value))
+    except BadInputError as error:
+        raise BadInputError(f"{model}: {error}") from error
     files = write_model(converted, output, model.parent, force)
     report = ConvertReport(
         seed=seed,

@@ -23,7 +23,7 @@ _LEVELS = {
 }
 # With this entry a model that is given as bytes finds its external data in that folder.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors arrive as exceptions; the log would say them a second time
 
 
 def version() -> str:
@@ -61,7 +61,7 @@ def make_session(
         )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[settings.optimization]
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1

@@ -37,6 +37,10 @@ _CANDIDATES = 8  # tensors of one submodule's scope that are looked at, from its
 Tolerance = Callable[[str], float]
 
 
+class SearchFailed(Exception):  # noqa: N818  (an outcome that is reported, not an error for the user)
+    """The copy with exposed tensors does not run."""
+
+
 class ExposedModel:
     """A copy of a file whose intermediate tensors can be read: functions inlined, tensors added as outputs."""
 
@@ -67,9 +71,20 @@ class ExposedModel:
         self._session = make_session(self.path, self.settings, self.model)
 
     def fetch(self, inputs: Inputs, names: Sequence[str]) -> dict[str, np.ndarray]:
-        wanted = {i.name for i in self._session.get_inputs()}
-        feed = {name: array for name, array in inputs.arrays.items() if name in wanted}
-        return dict(zip(names, self._session.run(list(names), feed), strict=True))
+        """Values of exposed tensors; floats are fed in the width that this file wants.
+
+        Raises:
+            SearchFailed: ONNX Runtime failed.
+        """
+        wanted = {
+            value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            for value in self.model.graph.input
+        }
+        feed = {name: array.astype(wanted[name], copy=False) for name, array in inputs.arrays.items() if name in wanted}
+        try:
+            return dict(zip(names, self._session.run(list(names), feed), strict=True))
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise SearchFailed(str(error).strip()) from error
 
 
 @dataclass(frozen=True)

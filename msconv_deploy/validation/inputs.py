@@ -168,7 +168,7 @@ def parse_size(text: str) -> Size:
     """
     size: Size = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(.+?)\s*=\s*(\d+)\s*", part)
+        match = re.fullmatch(r"\s*([^=]+?)\s*=\s*(\d+)\s*", part)
         if not match or int(match[2]) < 1:
             raise BadInputError(f"size {text!r}: write NAME=EXTENT,..., extents of at least 1, such as N=1,H=17,W=23")
         if match[1] in size:
@@ -313,21 +313,22 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise BadInputError(f"{path}: no such file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BadInputError(f"{path}: is not an .npz file; {_HOW_TO_SAVE}")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array without a name")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError, KeyError) as error:
-        if isinstance(error, BadInputError):
-            raise
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise BadInputError(f"{path}: is not a NumPy .npz file of plain arrays ({error}); {_HOW_TO_SAVE}") from None
 
 
 def _converted(path: Path, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if array.dtype == spec.dtype:
         return array
-    both_float = array.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.dtype.name == "bfloat16")
-    converted = array.astype(spec.dtype)
-    if both_float or (array.dtype.kind in "iub" and spec.dtype.kind in "iub" and np.array_equal(converted, array)):
-        return converted
+    if array.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.dtype.name == "bfloat16"):
+        return array.astype(spec.dtype)
+    if array.dtype.kind in "iub" and spec.dtype.kind in "iub":
+        converted = array.astype(spec.dtype)
+        if np.array_equal(converted, array):
+            return converted
     raise BadInputError(f"{path}: {spec.name} is {array.dtype.name}, but the model wants {spec.dtype.name}")

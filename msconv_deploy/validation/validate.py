@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from msconv_deploy.errors import BadInputError, UnverifiedError
+from msconv_deploy.errors import BadInputError, MsconvError, UnverifiedError
 from msconv_deploy.files import atomic_write, check_writable
 from msconv_deploy.reporting import Case, Comparison, Divergence, RefusedCase, ValidationReport, Verdict
 from msconv_deploy.reporting.validation import largest_differences
@@ -339,7 +339,7 @@ class _Validation:
 
     # -- comparing -------------------------------------------------------------------------------------------------
 
-    def report(self, reference_name: str, diverges: Any) -> ValidationReport:
+    def report(self, reference_name: str, diverges: Callable[[Inputs], Divergence]) -> ValidationReport:
         """Compare all runtimes on all usable inputs and put the report together.
 
         Raises:
@@ -366,11 +366,14 @@ class _Validation:
                 comparison.reason = "insensitive: no change of the inputs moves this output: agreement means nothing"
         verdict, reason = self._verdict(comparisons)
         divergence = None
-        differing = {c.case for c in comparisons if c.verdict == "differ" and c.runtime != "torch"}
+        # Where a runtime does not run there are no tensors to look at: those rows have no shape.
+        differing = {
+            c.case for c in comparisons if c.verdict == "differ" and c.runtime != "torch" and c.shape is not None
+        }
         if differing and self.options.find_divergence:
+            smallest = min((c.inputs for c in self.usable if c.inputs.name in differing), key=lambda i: i.elements)
             with self._timed("divergence"):
-                smallest = min((c.inputs for c in self.usable if c.inputs.name in differing), key=lambda i: i.elements)
-                divergence = diverges(smallest)
+                divergence = self._search(diverges, smallest)
         profile = shape_profile(self.graph, [c.inputs for c in self.usable])
         report = ValidationReport(
             seed=self.options.inputs.seed,
@@ -401,6 +404,17 @@ class _Validation:
                 report.build_checks.append(check_build(self.graph.path, profile))
         report.timings = {step: round(seconds, 3) for step, seconds in self.timings.items()}
         return report
+
+    @staticmethod
+    def _search(diverges: Callable[[Inputs], Divergence], inputs: Inputs) -> Divergence:
+        """The first divergence; a search that fails says so and leaves the verdict alone."""
+        from msconv_deploy.validation.divergence import SearchFailed
+
+        try:
+            return diverges(inputs)
+        except (SearchFailed, MsconvError) as error:
+            reason = f"the copy with intermediate tensors as outputs does not run: {error}"
+            return Divergence(found=False, size=inputs.size, reason=reason)
 
     def _compare(self, runtime: str, case: _Usable) -> list[Comparison]:
         from msconv_deploy.validation.comparator import DifferenceFunction, RunnerFailed, compare, run
