@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, SeedOption, VerboseOption, start
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.files import check_writable
+from msconv_deploy.files import check_writable, sha256_of
 
 
 class FormChoice(str, Enum):
@@ -55,7 +54,7 @@ def command(
     report = ConvertReport(
         seed=seed,
         model=str(model),
-        model_sha256=hashlib.sha256(model.read_bytes()).hexdigest(),
+        model_sha256=sha256_of(model),
         files=[f.name for f in files],
         from_form=before.value,
         to_form=form.value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -44,7 +45,13 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb and turns every expected error into one message and its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main(arguments))
+
+
+def _terminated(number: int, frame: object) -> None:
+    """Leave through the ordinary way, so that temporary files are removed."""
+    raise SystemExit(128 + number)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -100,7 +100,7 @@ def command(
         check_writable(json, force)
     if reference is not None and (recipe is not None or checkpoint is not None):
         raise BadInputError("--reference compares two ONNX files: leave out --recipe and --checkpoint")
-    from msconv_deploy.runtimes import Settings, tensorrt_rtx
+    from msconv_deploy.runtimes import Settings
     from msconv_deploy.validation import InputOptions, ValidationOptions, parse_range, parse_size
 
     options = ValidationOptions(
@@ -115,7 +115,7 @@ def command(
         tolerance=tolerance,
         save_to=save,
         force=force,
-        build_check=tensorrt_rtx.available() if rtx is None else rtx,
+        build_check=rtx is not False,  # where it is not installed the report says so
     )
     with progress_line(quiet) as progress:
         if reference is not None:
@@ -144,9 +144,10 @@ def _against_recipe(
     from msconv_deploy.validation import validate_onnx_against_module
     from msconv_deploy.validation.graph import read_graph
 
-    graph = read_graph(model)  # a bad file is reported as such, before the recipe is looked for
+    graph = read_graph(model)  # what is wrong with the file is said before anything else is looked for
+    recipe_path = recipe_path or _recipe_of(model)
     exporting = import_exporting()
-    recipe = exporting.load_recipe(recipe_path or _recipe_of(model))
+    recipe = exporting.load_recipe(recipe_path)
     if checkpoint is not None:
         recipe = recipe.replaced(checkpoint=checkpoint)
     precision = "fp16" if any(spec.dtype == np.float16 for spec in graph.inputs) else "fp32"
@@ -251,7 +252,7 @@ def _print_notes(console: Console, report: ValidationReport) -> None:
     for refused in report.refused:
         say(f"not compared: the reference does not run at {size_text(refused.size)}: {refused.reason}")
     for name in report.insensitive_inputs:
-        say(f"insensitive: changing input {name} moves no output by more than its tolerance; its use is not verified")
+        say(f"insensitive: changing input {name} moves no output by more than rounding does; its use is not verified")
     for note in report.notes:
         say(f"note: {note}")
     if report.divergence is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -19,7 +18,7 @@ from msconv_deploy.exporting.model import example_inputs, load_model
 from msconv_deploy.exporting.opsets import newest_onnxruntime_opset
 from msconv_deploy.exporting.recipe import FormName, Precision, Recipe
 from msconv_deploy.exporting.tracing import trace, written_opset
-from msconv_deploy.files import check_writable
+from msconv_deploy.files import check_writable, sha256_of
 from msconv_deploy.model_files import parameter_count, read_model, write_model
 from msconv_deploy.ops.forms import Form, convert_form
 from msconv_deploy.reporting.export import Artefact, Sidecar
@@ -219,7 +218,7 @@ def _sidecar(
         precision=precision,
         files=[f.name for f in files],
         bytes=sum(f.stat().st_size for f in files),
-        sha256=_sha256(files[0]),
+        sha256=sha256_of(files[0]),
         exporter=recipe.export.exporter,
         opset=written_opset(model),
         ir_version=model.ir_version,
@@ -231,8 +230,8 @@ def _sidecar(
     return Sidecar(
         artefact=artefact,
         recipe=os.path.relpath(recipe.path, folder),
-        recipe_sha256=_sha256(recipe.path),
-        checkpoint_sha256=_sha256(recipe.checkpoint),
+        recipe_sha256=sha256_of(recipe.path),
+        checkpoint_sha256=sha256_of(recipe.checkpoint),
         seed=seed,
         verdict="unverified",
         reason="validation was not asked for",
@@ -271,19 +270,7 @@ def _validate(sidecar: Sidecar, recipe: Recipe, network: nn.Module, path: Path, 
     sidecar.build_checks = {check.runtime: check.status for check in report.build_checks}
     sidecar.timings = report.timings
     if report.divergence is not None and report.divergence.found:
-        d = report.divergence
-        where = f"module {d.module}, " if d.module else ""
-        sidecar.reason += (
-            f"; first to diverge: {where}tensor {d.tensor} ({d.difference:.1e}, tolerance {d.tolerance:.1e})"
-        )
+        sidecar.reason += f"; {report.divergence.text}"
     if any(check.status == "failed" for check in report.build_checks):
         failed = next(check for check in report.build_checks if check.status == "failed")
         sidecar.verdict, sidecar.reason = "unverified", f"{failed.runtime} does not build it: {failed.reason}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

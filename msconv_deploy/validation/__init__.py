@@ -4,9 +4,9 @@ Importing this package imports onnx and NumPy; torch, ONNX Runtime and Polygraph
 """
 
 from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_size, size_text
+from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.tolerance import policy_tolerance
 from msconv_deploy.validation.validate import (
-    ValidationOptions,
     validate_onnx_against_module,
     validate_onnx_against_onnx,
 )

@@ -71,7 +71,7 @@ def compare(
 ) -> dict[str, TensorDifference]:
     """Difference of every output of the reference, computed inside ``Comparator.compare_accuracy``."""
     results = RunResults([(tested.runner_name, [tested]), (reference.runner_name, [reference])])
-    with _quiet():
+    with _quiet(), np.errstate(all="ignore"):  # its statistics of NaN and infinity warn
         Comparator.compare_accuracy(results, comparisons=[(0, 1)], compare_func=function)
     return function.differences
 

@@ -48,6 +48,8 @@ class ExposedModel:
         self.path = path
         self.settings = settings
         model = load_structure(path)
+        # A call of a function says where it comes from; the nodes of its body do not. Its outputs keep their names.
+        self.caller = {name: node for node in model.graph.node for name in node.output if name}
         self.model = inliner.inline_local_functions(model) if model.functions else model
         self.producer: dict[str, onnx.NodeProto] = {}
         self.position: dict[str, int] = {}
@@ -277,11 +279,12 @@ def _scope_tensors(tested: ExposedModel, modules: set[str]) -> dict[str, list[st
     known = modules | {m.rpartition(".")[0] for m in modules}
     tensors: dict[str, list[str]] = defaultdict(list)
     for node in reversed(tested.model.graph.node):
-        scope = node_scope(node, known)
-        while scope:
-            if scope in modules and len(tensors[scope]) < _CANDIDATES:
-                tensors[scope] += [name for name in node.output if name]
-            scope = scope.rpartition(".")[0]
+        for name in node.output:
+            scope = node_scope(tested.caller.get(name, node), known) if name else ""
+            while scope:
+                if scope in modules and len(tensors[scope]) < _CANDIDATES:
+                    tensors[scope].append(name)
+                scope = scope.rpartition(".")[0]
     return tensors
 
 

@@ -36,9 +36,11 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (2, 3)),
     (1, (3, 2)),
 )
-# Tried in this order, until one works, when the reference refuses all of the above.
+# Tried in this order, when the reference refuses most of the above (a U-Net wants multiples of its stride), until
+# ENOUGH sizes work.
+ENOUGH = 2
 _LARGER_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
-    (1, (64, 96)),
+    (4, (64, 96)),
     (2, (160, 128)),
     (1, (256, 224)),
     (1, (512, 512)),

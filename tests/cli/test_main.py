@@ -25,7 +25,22 @@ def plugin_file(tmp_path):
 def test_convert_writes_the_form_and_a_sidecar(plugin_file, tmp_path, capsys):
     for form in ("fused", "portable"):
         out = tmp_path / f"{form}.onnx"
-        assert main(["convert", str(plugin_file), "--form", form, "-o", str(out), "--json", str(tmp_path / "r.json"), "--force"]) == 0
+        assert (
+            main(
+                [
+                    "convert",
+                    str(plugin_file),
+                    "--form",
+                    form,
+                    "-o",
+                    str(out),
+                    "--json",
+                    str(tmp_path / "r.json"),
+                    "--force",
+                ]
+            )
+            == 0
+        )
         assert form_of(read_model(out)) == Form(form)
         assert '"to_form": "' + form in out.with_suffix(".json").read_text()
     assert "2 MSConv2d layers" in capsys.readouterr().out
@@ -48,9 +63,15 @@ def test_convert_never_replaces_its_input_unasked(plugin_file, capsys):
         (["convert", "text.onnx", "--form", "fused", "-o", "o.onnx"], "text.onnx: not an ONNX model"),
         (["convert", ".", "--form", "fused", "-o", "o.onnx"], "is a folder"),
         (["convert", "plugin.onnx", "--form", "fussed", "-o", "o.onnx"], "fussed"),
-        (["convert", "plugin.onnx", "--form", "fused", "-o", "text.onnx/o.onnx"], "text.onnx/o.onnx: cannot create its folder"),
+        (
+            ["convert", "plugin.onnx", "--form", "fused", "-o", "text.onnx/o.onnx"],
+            "text.onnx/o.onnx: cannot create its folder",
+        ),
         (["convert", "plugin.onnx", "--form", "fused", "-o", "text.onnx"], "text.onnx: exists already"),
-        (["convert", "portable.onnx", "--form", "fused", "-o", "o.onnx"], "portable.onnx: the model has no msconv::MSConv2d"),
+        (
+            ["convert", "portable.onnx", "--form", "fused", "-o", "o.onnx"],
+            "portable.onnx: the model has no msconv::MSConv2d",
+        ),
         (["convert", "plugin.onnx", "--form", "fused"], "Missing option"),
         (["transmogrify"], "No such command"),
         (["convert", "--no-such-option"], "No such option"),
@@ -98,6 +119,8 @@ def test_version_and_module_entry(capsys):
 def test_a_model_without_our_nodes_is_portable(tmp_path):
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
-    write_model(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    write_model(
+        helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "m.onnx"
+    )
     assert main(["convert", str(tmp_path / "m.onnx"), "--form", "portable", "-o", str(tmp_path / "o.onnx"), "-q"]) == 0
     assert read_model(tmp_path / "o.onnx") == read_model(tmp_path / "m.onnx")

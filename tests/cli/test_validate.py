@@ -1,0 +1,277 @@
+"""`msconv validate`: table, exit codes, files, and one clear message for bad input."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from msconv_deploy.cli.main import main
+from msconv_deploy.reporting import BuildCheck, ValidationReport
+from msconv_deploy.runtimes import tensorrt_rtx
+from tests.validation.networks import two_convs
+
+ROOT = Path(__file__).parents[2]
+WRONG = {"w2": ((1, 3, 1, 1), 0.5)}
+SMALL = ["--size", "N=1,H=9,W=8", "--no-rtx"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    return str(two_convs(tmp_path / "right.onnx")), str(two_convs(tmp_path / "wrong.onnx", change=WRONG))
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(["validate", *map(str, arguments)])
+    output = capsys.readouterr()
+    assert "Traceback" not in output.out + output.err
+    return code, output.out, output.err
+
+
+def test_agreement_is_exit_code_0_with_a_table(files, capsys):
+    code, out, _ = run(capsys, files[0], "--reference", files[0], "--no-rtx")
+    assert code == 0
+    for text in ("N=4,H=17,W=23", "N=1,H=1,W=1", "border", "interior", "tolerance", "trtexec --onnx="):
+        assert text in out
+    assert out.count("│ passed") == 6
+    assert f"passed: {files[0]} agrees with {files[0]} at 6 sizes" in out
+
+
+def test_a_difference_is_exit_code_1_and_located(files, capsys):
+    code, out, _ = run(capsys, files[1], "--reference", files[0], "--no-rtx")
+    assert code == 1
+    assert "first diverging tensor: y (Conv second): difference" in out
+    assert "t3 before it agrees" in out
+    assert "tolerance that would have been needed: " in out
+    assert out.splitlines()[-1].startswith(f"differ: {files[1]}: ")
+
+
+def test_the_needed_tolerance_is_enough(files, capsys, tmp_path):
+    run(capsys, files[1], "--reference", files[0], "--no-rtx", "--json", tmp_path / "r.json")
+    needed = ValidationReport.model_validate_json((tmp_path / "r.json").read_text()).needed_tolerance
+    assert run(capsys, files[1], "--reference", files[0], "--no-rtx", "--tolerance", repr(needed))[0] == 0
+    assert run(capsys, files[1], "--reference", files[0], "--no-rtx", "--tolerance", repr(needed * 0.99))[0] == 1
+
+
+def test_quiet_prints_the_verdict_only(files, capsys):
+    code, out, err = run(capsys, files[0], "--reference", files[0], *SMALL, "-q")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert err == ""
+
+
+def test_sizes_seed_and_json(files, capsys, tmp_path):
+    path = tmp_path / "deep" / "r.json"
+    sizes = ["--size", "N=2,H=5,W=6", "--size", "H=3,W=3"]
+    arguments = [files[0], "--reference", files[0], *sizes, "--seed", "7", "--json", path, "--threads", "1", "--no-rtx"]
+    assert run(capsys, *arguments)[0] == 0
+    report = ValidationReport.model_validate_json(path.read_text())
+    assert [c.size for c in report.cases] == [{"N": 2, "H": 5, "W": 6}, {"N": 1, "H": 3, "W": 3}]
+    assert report.seed == 7
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert "exists already" in err
+    assert run(capsys, *arguments, "--force")[0] == 0
+
+
+def test_save_prints_the_polygraphy_lines(files, capsys, tmp_path):
+    code, out, _ = run(capsys, files[0], "--reference", files[0], *SMALL, "--save", tmp_path / "saved")
+    assert code == 0
+    assert f"polygraphy run {files[0]} --onnxrt --load-inputs {tmp_path / 'saved' / 'case0.inputs.json'}" in out
+    assert (tmp_path / "saved" / "case0.reference.json").exists()
+    code, _, err = run(capsys, files[0], "--reference", files[0], *SMALL, "--save", tmp_path / "saved")
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_inputs_and_ranges(files, capsys, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.ones((1, 3, 4, 4), np.float32))
+    inputs = ["--inputs", tmp_path / "in.npz", "--input-range", "s:0:1", "--no-rtx"]
+    code, out, _ = run(capsys, files[1], "--reference", files[0], *inputs)
+    assert code == 1
+    assert "N=1,H=4,W=4" in out
+
+
+def test_unverified_is_exit_code_3(capsys, tmp_path, files):
+    nan = np.full((1, 3, 4, 4), np.nan, np.float32)
+    np.savez(tmp_path / "in.npz", x=nan)
+    code, out, _ = run(capsys, files[0], "--reference", files[0], "--inputs", tmp_path / "in.npz", "--no-rtx")
+    assert code == 3
+    assert "unverified: " in out
+    assert "the reference is NaN" in out
+
+
+def bad(name: str, tmp_path: Path) -> list[str]:
+    """Arguments that are wrong in one way each."""
+    right = str(two_convs(tmp_path / "right.onnx"))
+    text, cut, npz = tmp_path / "text.onnx", tmp_path / "cut.onnx", tmp_path / "bad.npz"
+    text.write_text("hello, this is not a model")
+    cut.write_bytes(Path(right).read_bytes()[:500])
+    npz.write_bytes(b"PK\x03\x04 rubbish")
+    both = [right, "--reference", right]
+    return {
+        "missing": [str(tmp_path / "nope.onnx"), "--reference", right],
+        "missing reference": [right, "--reference", str(tmp_path / "nope.onnx")],
+        "folder": [str(tmp_path), "--reference", right],
+        "text": [str(text), "--reference", right],
+        "truncated": [str(cut), "--reference", right],
+        "truncated reference": [right, "--reference", str(cut)],
+        "size": [*both, "--size", "1x3x8x8"],
+        "symbol": [*both, "--size", "Q=3"],
+        "npz": [*both, "--inputs", str(npz)],
+        "no npz": [*both, "--inputs", str(tmp_path / "nope.npz")],
+        "range": [*both, "--input-range", "x:1"],
+        "range of nothing": [*both, "--input-range", "z:0:1"],
+        "runtime": [*both, "--runtimes", "ort,orx"],
+        "torch without a recipe": [*both, "--runtimes", "torch"],
+        "two references": [*both, "--recipe", "r.toml"],
+        "nothing to compare": [right],
+        "option": [*both, "--sizes", "N=1"],
+        "negative tolerance": [*both, "--tolerance", "-1"],
+        "unwritable": [*both, "--json", str(text / "r.json")],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing", "no such file"),
+        ("missing reference", "no such file"),
+        ("folder", "is a folder"),
+        ("text", "is not an ONNX file"),
+        ("truncated", "is not an ONNX file"),
+        ("truncated reference", "cut.onnx: is not an ONNX file"),
+        ("size", "write NAME=EXTENT"),
+        ("symbol", "no dynamic dimension Q; known are N, H, W"),
+        ("npz", "bad.npz: is not a NumPy .npz file"),
+        ("no npz", "no such file"),
+        ("range", "write NAME:LOW:HIGH"),
+        ("range of nothing", "no such input; known are x, s"),
+        ("runtime", "'orx' is unknown; available are torch, ort"),
+        ("two references", "leave out --recipe"),
+        ("nothing to compare", "there is no right.json beside it; give --reference OTHER.onnx or --recipe RECIPE.toml"),
+        ("option", "No such option"),
+        ("negative tolerance", "--tolerance"),
+        ("unwritable", "cannot create its folder"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(capsys, tmp_path, name, message):
+    arguments = bad(name, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(capsys, *arguments, "--no-rtx")
+    assert code == 2
+    assert message in " ".join(err.split())
+    assert out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_torch_against_a_file_says_what_is_missing(capsys, tmp_path):
+    pytest.importorskip("torch", reason="pip install 'msconv-deploy[torch]'")
+    code, _, err = run(capsys, *bad("torch without a recipe", tmp_path))
+    assert code == 2
+    assert "give a recipe" in err
+
+
+def test_tensorrt_is_not_there_yet(files, capsys):
+    code, _, err = run(capsys, files[0], "--reference", files[0], "--runtimes", "ort,trt")
+    assert code == 3
+    assert "does not run TensorRT engines" in err
+
+
+@pytest.mark.parametrize(
+    ("status", "option", "expected"),
+    [
+        ("passed", "--rtx", 0),
+        ("failed", "--rtx", 4),
+        ("failed", None, 4),
+        ("not available", "--rtx", 3),
+    ],
+)
+def test_build_check_and_exit_code(files, capsys, monkeypatch, status, option, expected):
+    def check(model, profile):
+        assert profile["x"][0] == [1, 3, 9, 8]
+        return BuildCheck(runtime="rtx", status=status, reason="" if status == "passed" else "because")
+
+    monkeypatch.setattr(tensorrt_rtx, "available", lambda: True)
+    monkeypatch.setattr(tensorrt_rtx, "check_build", check)
+    arguments = [files[0], "--reference", files[0], "--size", "N=1,H=9,W=8", *([option] if option else [])]
+    code, out, _ = run(capsys, *arguments)
+    assert code == expected
+    assert f"parse and build: {status}" in out
+
+
+def test_without_the_package_the_build_check_is_left_out_unless_asked_for(files, capsys, monkeypatch):
+    monkeypatch.setattr(tensorrt_rtx, "available", lambda: False)
+    small = ["--size", "N=1,H=9,W=8"]
+    code, out, _ = run(capsys, files[0], "--reference", files[0], *small)
+    assert code == 0
+    assert "parse and build: not available" in out
+    code, out, _ = run(capsys, files[0], "--reference", files[0], *small, "--rtx")
+    assert code == 3
+    assert "pip install 'msconv-deploy[rtx]'" in out
+
+
+# -- against a recipe ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    pytest.importorskip("torch", reason="pip install 'msconv-deploy[torch]'")
+    folder = tmp_path_factory.mktemp("export")
+    arguments = ["export", str(ROOT / "export" / "minimal.toml"), "-o", str(folder), "--no-validate", "-q"]
+    assert main([*arguments, "--form", "fused", "--form", "plugin"]) == 0
+    return folder / "minimal"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_sidecar_names_the_recipe(exported, capsys, precision):
+    code, out, _ = run(capsys, exported / f"minimal.fused.{precision}.onnx", *SMALL)
+    assert code == 0, out
+    assert "torch" in out
+    assert "ort" in out
+    assert ("float16" in out) == (precision == "fp16")
+
+
+def test_a_recipe_can_be_given_and_so_can_the_runtimes(exported, capsys, tmp_path):
+    model = tmp_path / "m.onnx"
+    shutil.copy(exported / "minimal.fused.fp32.onnx", model)
+    recipe = ["--recipe", ROOT / "export" / "minimal.toml"]
+    code, out, _ = run(capsys, model, *recipe, *SMALL, "--runtimes", "ort")
+    assert code == 0
+    assert "│ torch " not in out
+
+
+def test_a_wrong_weight_names_the_module(exported, capsys, tmp_path):
+    model = onnx.load(exported / "minimal.fused.fp32.onnx")
+    weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[1] += 1.0
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    code, out, _ = run(capsys, tmp_path / "m.onnx", "--recipe", ROOT / "export" / "minimal.toml", "--no-rtx")
+    assert code == 1
+    assert "first diverging tensor: output of module " in out
+
+
+def test_the_plugin_form_says_how_to_go_on(exported, capsys):
+    code, _, err = run(capsys, exported / "minimal.plugin.fp32.onnx", *SMALL)
+    assert code == 3
+    assert "msconv convert --form fused" in err
+
+
+def test_sidecars_that_do_not_help(exported, capsys, tmp_path):
+    model = tmp_path / "m.onnx"
+    shutil.copy(exported / "minimal.fused.fp32.onnx", model)
+    sidecar = tmp_path / "m.json"
+    for content, message in (
+        ("{", "is not a JSON file"),
+        ("[]", "names no recipe"),
+        (json.dumps({"recipe": "gone.toml"}), "gone.toml is not there any more"),
+    ):
+        sidecar.write_text(content)
+        code, _, err = run(capsys, model, *SMALL)
+        assert code == 2
+        assert message in err
+        assert "give --reference OTHER.onnx or --recipe RECIPE.toml" in err
