@@ -18,6 +18,7 @@ ALLOWED = {
     "runtimes": {"runtimes", "ops", "reporting"},
     "validation": {"validation", "runtimes", "ops", "reporting"},
     "reporting": {"reporting"},
+    "surgery": {"surgery", "ops"},
     "cli": {"cli", "exporting", "nn", "ops", "reporting", "runtimes", "validation"},
 }
 EVERYWHERE = {"errors", "files", "model_files", "msconv_deploy"}

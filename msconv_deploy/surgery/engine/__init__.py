@@ -1,0 +1,1 @@
+"""What is known of a tensor, and how a graph is edited. Knows operators, not rewrites."""
