@@ -46,8 +46,9 @@ format: $(BIN)/.installed-test ## let ruff format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-train: $(BIN)/.installed-test ## train the reference model anew, with its data sheet (about half an hour on two cores)
-	$(BIN)/python -m models.raw_denoiser.train
+train: $(BIN)/.installed-test ## train the reference model and its baselines anew, write the data sheet (half an hour)
+	$(BIN)/python -m models.raw_denoiser.train --study
+	$(BIN)/python -m models.raw_denoiser.evaluate
 
 minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew
 	$(BIN)/python models/minimal/network.py
