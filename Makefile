@@ -47,7 +47,7 @@ format: $(BIN)/.installed-test ## let ruff format the code
 	$(BIN)/ruff format
 
 train: $(BIN)/.installed-test ## train the reference model and its baselines anew, write the data sheet (half an hour)
-	$(BIN)/python -m models.raw_denoiser.train --study
+	OMP_WAIT_POLICY=passive $(BIN)/python -m models.raw_denoiser.train --study
 	$(BIN)/python -m models.raw_denoiser.evaluate
 
 minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "msconv_deploy"
 ALLOWED = {
     "ops": {"ops"},
     "nn": {"nn", "ops"},
-    "exporting": {"exporting", "nn", "ops", "validation", "reporting"},
+    "exporting": {"exporting", "nn", "ops", "validation", "reporting", "runtimes"},
     "runtimes": {"runtimes", "ops", "reporting"},
     "validation": {"validation", "runtimes", "ops", "reporting"},
     "reporting": {"reporting"},

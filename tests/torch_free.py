@@ -1,6 +1,6 @@
 """The torch-free install with its tests, on every interpreter that is found among Python 3.10 to 3.13.
 
-    python tests/torch_free.py
+    python tests/torch_free.py [VERSION...]
 
 Makes a virtual environment per interpreter under build/pythons, installs the package with its test extra and without
 torch, checks that torch is really absent, and runs the tests; those that need torch are skipped with the reason.
@@ -38,8 +38,7 @@ def run(version: str, interpreter: str) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "."]
-    subprocess.run([*install[:-1], f"{ROOT}[test]"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[test]"], check=True)
     absent = subprocess.run([python, "-c", "import importlib.util as u, sys; sys.exit(bool(u.find_spec('torch')))"])
     if absent.returncode:
         print(f"Python {version}: torch is installed, so this is no torch-free run")
@@ -49,7 +48,7 @@ def run(version: str, interpreter: str) -> bool:
 
 def main() -> int:
     results = {}
-    for version in VERSIONS:
+    for version in sys.argv[1:] or VERSIONS:
         interpreter = find(version)
         if interpreter is None:
             results[version] = "not run (no interpreter found)"

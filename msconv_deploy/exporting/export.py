@@ -15,13 +15,13 @@ from torch import nn
 
 from msconv_deploy.errors import BadInputError, BuildFailedError, UnverifiedError
 from msconv_deploy.exporting.model import example_inputs, load_model
-from msconv_deploy.exporting.opsets import newest_onnxruntime_opset
 from msconv_deploy.exporting.recipe import FormName, Precision, Recipe
 from msconv_deploy.exporting.tracing import trace, written_opset
 from msconv_deploy.files import check_writable, sha256_of
 from msconv_deploy.model_files import parameter_count, read_model, write_model
 from msconv_deploy.ops.forms import Form, convert_form
 from msconv_deploy.reporting.export import Artefact, Sidecar
+from msconv_deploy.runtimes.opsets import newest_onnxruntime_opset
 from msconv_deploy.validation import InputOptions, ValidationOptions, validate_onnx_against_module
 
 logger = logging.getLogger(__name__)

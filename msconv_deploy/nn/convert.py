@@ -3,7 +3,7 @@
 The network is traced with `torch.fx`. Every `nn.Conv2d` whose input is a concatenation, along channels, of at least one
 tile of a smaller tensor becomes an `MSConv2d` in tiled semantics that reads the small tensor (the *core*) itself.
 Sites are found by meaning: what counts is that a value is known to be uniform along height or width, not how the
-tile was written. See `nn.uniformity` for what is known of which operation, `nn.sites` for the rewrite.
+tile was written. See `nn.tile_rules` for what is known of which operation, `nn.sites` for the rewrite.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import fx, nn
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn.sites import RefusedError, Rewriter, Rewritten
+from msconv_deploy.nn.tile_graph import TileGraph
 from msconv_deploy.nn.tracing import ExampleInputs, Leaf, trace
-from msconv_deploy.nn.uniformity import TileGraph
 from msconv_deploy.ops.configuration import SOURCE_NAMES
 
 _LOGGER = logging.getLogger(__name__)
@@ -93,7 +93,9 @@ def convert(
             Without examples, sites whose ranks or channels stay unknown are refused with that reason.
         leaf_modules: modules (instances, types or dotted names) not to trace into. They are kept as they are.
 
-    Assumptions: ``x * 0`` is zero (x is finite), and a buffer whose values are uniform (coordinates) keeps them.
+    Assumptions: ``x * 0`` is zero (x is finite), and a buffer whose values are uniform (coordinates) keeps them. What
+    `torch.fx` does not record is not in the result: context managers inside forward (autocast, no_grad), Python side
+    effects; ``self.training`` is as it was.
 
     Raises:
         BadInputError: the model cannot be traced (the message names the module and the line), or the example inputs

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 BATCH, CHANNELS, HEIGHT, WIDTH = -4, -3, -2, -1
+SPACE = frozenset((HEIGHT, WIDTH))
 
 
 @dataclass(frozen=True)

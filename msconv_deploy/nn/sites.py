@@ -13,24 +13,23 @@ from torch import Tensor, fx, nn
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn.facts import BATCH, CHANNELS, HEIGHT, WIDTH
+from msconv_deploy.nn.fx_nodes import argument, describe, has_hooks, mutated, operand, operation
 from msconv_deploy.nn.msconv2d import MSConv2d
+from msconv_deploy.nn.tile_graph import TileGraph
+from msconv_deploy.nn.tile_rules.base import Core, Rule
+from msconv_deploy.nn.tile_rules.concatenation import SOURCE_INDEX
+from msconv_deploy.nn.tile_rules.copies import Pad
+from msconv_deploy.nn.tile_rules.table import obstacle_of
 from msconv_deploy.nn.tracing import assert_rank, example
-from msconv_deploy.nn.uniformity import (
-    Core,
-    Pad,
-    Rule,
-    TileGraph,
-    argument,
-    has_hooks,
-    mutated,
-    operand,
-    operation,
-    rule_of,
-)
 from msconv_deploy.ops.configuration import SOURCE_NAMES
 
 _KIND = {(False, False): "nchw", (False, True): "nch", (True, False): "ncw", (True, True): "nc"}
-_AXES = {"nchw": frozenset[int](), "nch": frozenset((WIDTH,)), "ncw": frozenset((HEIGHT,)), "nc": frozenset((HEIGHT, WIDTH))}
+_AXES = {
+    "nchw": frozenset[int](),
+    "nch": frozenset((WIDTH,)),
+    "ncw": frozenset((HEIGHT,)),
+    "nc": frozenset((HEIGHT, WIDTH)),
+}
 
 
 class RefusedError(Exception):
@@ -81,7 +80,7 @@ class Rewriter:
     def _is_contraction(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.graph.module(node), nn.modules.conv._ConvNd)
-        return operation(self.graph, node) in _CONV_FUNCTIONS
+        return operation(node) in _CONV_FUNCTIONS
 
     def name(self, node: fx.Node) -> str:
         """The convolution's name in the user's network: its module's, or that of the weight that a function reads."""
@@ -102,9 +101,12 @@ class Rewriter:
         if source is None:
             return None
         source, extra = self._without_zero_padding(node, source)
+        if self.graph.fact(node).is_tile:
+            return None  # a 1x1 convolution of a tile: it runs on the core wherever that is wanted
         parts = self.graph.parts(source, self._channel_dim(node))
         facts = [self.graph.fact(part) for part in parts]
         if len(parts) == 1 and not (facts[0].is_tile or facts[0].lost):
+            self._check_hidden_tile(parts[0])
             return None
         if not any(fact.is_tile for fact in facts):
             reasons = dict.fromkeys(fact.lost for fact in facts if fact.lost)
@@ -115,15 +117,16 @@ class Rewriter:
         segments = self._segments(parts, conv)
         sources = self._sources(segments)
         self._check_in_place(source, sources)
-        module = self._module(conv, segments)
+        module, name = self._module(conv, segments), self.name(node)
         replacement = self._install(node, module)
-        notes = self._batch_norm_notes(sources)
-        vectors = self._call(node, replacement, sources, conv.weight.dtype)
-        self._remove_dead(vectors)
-        return Rewritten(self.name(node), replacement, segments, source, notes)
+        notes = self._notes(sources)
+        dead = self._call(node, replacement, sources, conv.weight.dtype)
+        self._remove_dead(list(dead))
+        self._remove_parameters(dead)
+        return Rewritten(name, replacement, segments, source, notes)
 
     def _channel_dim(self, node: fx.Node) -> int:
-        spatial = _CONV_FUNCTIONS.get(operation(self.graph, node) or "", 2)
+        spatial = _CONV_FUNCTIONS.get(operation(node) or "", 2)
         if node.op == "call_module":
             module: Any = self.graph.module(node)
             spatial = len(module.kernel_size)
@@ -131,11 +134,34 @@ class Rewriter:
 
     # -- is it possible?
 
+    def _check_hidden_tile(self, node: fx.Node) -> None:
+        """Report what stands between a concatenation with a tile and the convolution.
+
+        Raises:
+            RefusedError: such an operation was found.
+        """
+        inside: tuple[fx.Node, int] | None = (node, CHANNELS)
+        while inside is not None:
+            node, dim = inside
+            inside = self.graph.rule(node).split(self.graph, node, dim)
+        for source in node.all_input_nodes if self.graph.fact(node).rank != 0 else []:
+            parts = self.graph.parts(source, CHANNELS)
+            if len(parts) > 1 and any(self.graph.fact(part).is_tile for part in parts):
+                raise RefusedError(
+                    f"{describe(node)} stands between the concatenation with a tile and the convolution, and is not known "
+                    "to act on every channel alone without parameters"
+                )
+
     def _without_zero_padding(self, node: fx.Node, source: fx.Node) -> tuple[fx.Node, tuple[int, int]]:
         """Zero padding by a layer of its own, symmetric and in front of a zero-padded Conv2d, becomes the convolution's."""
         module = self.graph.module(node) if node.op == "call_module" else None
-        rule, inner = rule_of(self.graph, source), operand(source)
-        if type(module) is not nn.Conv2d or not isinstance(rule, Pad) or inner is None or isinstance(module.padding, str):
+        rule, inner = self.graph.rule(source), operand(source)
+        if (
+            type(module) is not nn.Conv2d
+            or not isinstance(rule, Pad)
+            or inner is None
+            or isinstance(module.padding, str)
+        ):
             return source, (0, 0)
         widths, mode, value = rule.widths(self.graph, source) or ([], "", 0.0)
         if len(widths) != 4 or mode != "constant" or value != 0 or module.padding_mode != "zeros":
@@ -157,7 +183,9 @@ class Rewriter:
         if type(module) is not nn.Conv2d:
             raise RefusedError(f"{type(module).__name__} is not rewritten in PyTorch, only nn.Conv2d itself is")
         if has_hooks(module):
-            raise RefusedError("the convolution has hooks (weight_norm and spectral_norm are hooks too: remove them first)")
+            raise RefusedError(
+                "the convolution has hooks (weight_norm and spectral_norm are hooks too: remove them first)"
+            )
         if self._calls.count(target) > 1:
             raise RefusedError(f"the convolution is shared by {self._calls.count(target)} calls with different inputs")
         if any(name.startswith(f"{target}.") for name in self._attributes):
@@ -167,11 +195,13 @@ class Rewriter:
 
     def _functional(self, node: fx.Node) -> nn.Conv2d:
         """`F.conv2d` with parameters of the network and literal arguments, as a module."""
-        if operation(self.graph, node) != "conv2d":
-            raise RefusedError(f"{operation(self.graph, node)} is not rewritten in PyTorch, only conv2d is")
+        if operation(node) != "conv2d":
+            raise RefusedError(f"{operation(node)} is not rewritten in PyTorch, only conv2d is")
         nodes = [argument(node, 1, "weight"), argument(node, 2, "bias")]
         for name, value in zip(("weight", "bias"), nodes, strict=True):
-            if value is not None and not (isinstance(value, fx.Node) and value.op == "get_attr" and len(value.users) == 1):
+            if value is not None and not (
+                isinstance(value, fx.Node) and value.op == "get_attr" and len(value.users) == 1
+            ):
                 raise RefusedError(f"F.conv2d whose {name} is not a parameter that is read here alone")
         defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         options = {name: argument(node, 3 + i, name, default) for i, (name, default) in enumerate(defaults.items())}
@@ -189,31 +219,35 @@ class Rewriter:
         return conv
 
     def _check_tied(self, parameters: Sequence[Tensor | None]) -> None:
-        names = [name for name, p in self.traced.named_parameters(remove_duplicate=False) if any(p is q for q in parameters)]
-        if len(names) > sum(p is not None for p in parameters):
-            raise RefusedError(f"the weights of the convolution are tied: {', '.join(names)} share them")
+        for parameter in parameters:
+            named = self.traced.named_parameters(remove_duplicate=False)
+            names = [name for name, p in named if p is parameter]
+            if len(names) > 1:
+                raise RefusedError(f"the weights of the convolution are tied: {', '.join(names)} are one parameter")
 
     def _segments(self, parts: Sequence[fx.Node], conv: nn.Conv2d) -> list[Segment]:
         """The parts as segments, in the order of the concatenation."""
         facts = [self.graph.fact(part) for part in parts]
-        if all(fact.rank is None for fact in facts):
+        ranks = {fact.rank for fact in facts} - {None}
+        if not ranks:
             raise RefusedError("the rank of the concatenation is not known without example_inputs")
+        if ranks != {4}:
+            raise RefusedError("the convolution reads an input without a batch: MSConv2d needs one")
         sizes = [self.graph.size(part, CHANNELS) for part in parts]
         if sizes.count(None) == 1:
             sizes[sizes.index(None)] = conv.in_channels - sum(n for n in sizes if n is not None)
         if None in sizes:
             raise RefusedError("the channels of several concatenated tensors are not known without example_inputs")
-        # An axis of extent 1 is no axis along which anything is copied.
-        axes = [d for d in (HEIGHT, WIDTH) if not any(fact.is_one(d) and not fact.lacks(d) for fact in facts)]
         segments = []
         begin = 0
         for part, fact, channels in zip(parts, facts, sizes, strict=True):
             assert channels is not None
-            copied = (HEIGHT in axes and fact.is_copied(HEIGHT), WIDTH in axes and fact.is_copied(WIDTH))
-            segments.append(Segment(part, begin, channels, _KIND[copied]))
+            segments.append(Segment(part, begin, channels, _KIND[fact.is_copied(HEIGHT), fact.is_copied(WIDTH)]))
             begin += channels
         if begin != conv.in_channels:
-            raise RefusedError(f"the concatenated tensors have {begin} channels, but the convolution reads {conv.in_channels}")
+            raise RefusedError(
+                f"the concatenated tensors have {begin} channels, but the convolution reads {conv.in_channels}"
+            )
         self._check_segments(segments, conv)
         return segments
 
@@ -331,22 +365,22 @@ class Rewriter:
         if kind == "nchw":
             return core
         inner = operand(core)
-        if core.target is operator.getitem and inner is not None and core.args[1] == _LIFT[kind]:
+        if core.target is operator.getitem and inner is not None and core.args[1] == SOURCE_INDEX[kind]:
             return inner
         if kind == "nc":
             return self.graph.call("flatten", core, 1)
         return self.graph.call("squeeze", core, WIDTH if kind == "nch" else HEIGHT)
 
-    def _batch_norm_notes(self, sources: Mapping[str, Core]) -> list[str]:
+    def _notes(self, sources: Mapping[str, Core]) -> list[str]:
+        """Layers that behave differently in training mode now that they run on a core."""
         created = set(self.graph.created)
-        modules = {
-            str(n.target)
-            for n in _upstream([core.node for core in sources.values()], created)
-            if n in created and n.op == "call_module" and isinstance(self.graph.module(n), nn.BatchNorm2d)
-        }
+        read = _upstream([core.node for core in sources.values()], created)
+        names = {str(n.target) for n in read if n in created and n.op == "call_module"}
+        modules = {name: self.traced.get_submodule(name) for name in sorted(names)}
         return [
-            f"BatchNorm {name!r} now runs on the core: keep it in eval mode, its batch statistics would differ"
-            for name in sorted(modules)
+            f"{type(module).__name__} {name!r} now runs on the core: keep it in eval mode, in training mode it would differ"
+            for name, module in modules.items()
+            if isinstance(module, (nn.BatchNorm2d, nn.modules.dropout._DropoutNd))
         ]
 
     # -- cleaning up
@@ -355,17 +389,25 @@ class Rewriter:
         """Remove what only the rewritten convolution needed: the concatenation, the tiles, the sizes."""
         while pending:
             node = pending.pop()
-            if node.users or node.graph is not self.traced.graph or getattr(node, "_erased", False):
-                continue
-            if self._is_removable(node):
+            if not node.users and not node._erased and self._is_removable(node):
                 pending += node.all_input_nodes
                 self.traced.graph.erase_node(node)
 
+    def _remove_parameters(self, dead: Sequence[fx.Node]) -> None:
+        """Remove the parameters that a replaced `F.conv2d` read."""
+        for node in dead:
+            if node.op == "get_attr" and node._erased:
+                owner, _, name = str(node.target).rpartition(".")
+                delattr(self.traced.get_submodule(owner), name)
+
     def remove_unused(self) -> None:
         """Remove new nodes that nothing reads, and what only they kept."""
+        created, kept = set(self.graph.created), []
         for node in reversed(list(self.traced.graph.nodes)):
-            if node in self.graph.created and not node.users:
+            if node in created and not node.users:
+                kept += [n for n in node.all_input_nodes if n not in created]
                 self.traced.graph.erase_node(node)
+        self._remove_dead(kept)
 
     def _is_removable(self, node: fx.Node) -> bool:
         """Has the node no effect but its value?"""
@@ -374,20 +416,14 @@ class Rewriter:
         if mutated(self.traced, node) is not None and _aliases(self.traced, node) & self._hazards:
             return False
         if node.op == "call_module":
-            module = self.graph.module(node)
-            return type(rule_of(self.graph, node)) is not Rule and not has_hooks(module) and not module.training
-        known = type(rule_of(self.graph, node)) is not Rule or operation(self.graph, node) in ("size", "meshgrid", "dim")
+            return type(self.graph.rule(node)) is not Rule and not obstacle_of(self.graph, node)
+        known = type(self.graph.rule(node)) is not Rule or operation(node) in ("size", "meshgrid", "dim")
         return known or node.op == "get_attr" or node.target is getattr
 
 
 _CONV_FUNCTIONS = {
     "conv1d": 1, "conv2d": 2, "conv3d": 3, "conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3,
 }  # fmt: skip
-_LIFT = {
-    "nch": (slice(None), slice(None), slice(None), None),
-    "ncw": (slice(None), slice(None), None),
-    "nc": (slice(None), slice(None), None, None),
-}
 
 
 def _upstream(nodes: Sequence[fx.Node], through: set[fx.Node]) -> set[fx.Node]:
@@ -410,12 +446,52 @@ def _attribute(root: Any, target: str) -> Any:
 
 # -- operations in place ---------------------------------------------------------------------------------------------
 
-_VIEWING_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+_VIEWING_MODULES = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.modules.dropout._DropoutNd,
+)
+# Functions whose result lies in memory of its own. What is not listed counts as a view, which is the safe side.
 _FRESH = {
-    *("add", "sub", "mul", "div", "truediv", "neg", "pow", "exp", "log", "sqrt", "abs", "sigmoid", "relu", "tanh"),
-    *("leaky_relu", "elu", "silu", "gelu", "hardtanh", "softplus", "cat", "concat", "repeat", "clone"),
-    *("conv1d", "conv2d", "conv3d", "linear", "matmul", "ones", "zeros", "full"),
-    *("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like"),
+    *(
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "neg",
+        "pow",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "abs",
+        "square",
+        "clamp",
+        "where",
+    ),
+    *("sigmoid", "relu", "tanh", "leaky_relu", "elu", "silu", "gelu", "hardtanh", "hardswish", "softplus", "softmax"),
+    *(
+        "cat",
+        "concat",
+        "stack",
+        "repeat",
+        "clone",
+        "flip",
+        "roll",
+        "cumsum",
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "interpolate",
+    ),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "einsum", "embedding", "one_hot"),
+    *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm", "instance_norm", "group_norm", "layer_norm"),
+    *("ones", "zeros", "full", "new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like"),
 }
 
 

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
     UnsupportedOperatorException,
+    unset_fake_temporarily,
 )
 from torch.utils import _pytree as pytree
 
@@ -47,7 +48,24 @@ def assert_rank(x: Any, rank: int) -> None:
         )
 
 
-class _ConstantShape(fx.Proxy):
+class _Value(fx.Proxy):
+    """Proxy that can be unpacked: ``*x.shape[2:]`` asks for a length, and goes on without if that is a TypeError."""
+
+    def __getattr__(self, k: str) -> fx.proxy.Attribute:
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        raise TypeError("the length of a traced value is not known")
+
+
+class _Attribute(fx.proxy.Attribute):
+    """Attribute of a proxy, as ``x.shape``."""
+
+    __getattr__ = _Value.__getattr__
+    __len__ = _Value.__len__
+
+
+class _ConstantShape(_Value):
     """Proxy of a parameter or buffer, whose shape never changes: it may steer Python control flow."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, value: torch.Tensor) -> None:
@@ -87,7 +105,10 @@ class _Tracer(fx.Tracer):
         self._leaf_types: tuple[type, ...] = (MSConv2d, *(leaf for leaf in leaves if not isinstance(leaf, str)))
         self._leaf_names = {leaf for leaf in leaves if isinstance(leaf, str)}
         self._ranks = ranks
-        self.guards: list[fx.Node] = []
+        self.guards: dict[fx.Node, fx.Node] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = issubclass(type(m), self._leaf_types) or module_qualified_name in self._leaf_names
@@ -106,6 +127,13 @@ class _Tracer(fx.Tracer):
                     return parameter_proxy_cache[name]
         return attr_val
 
+    def _guarded_rank(self, tensor: fx.Node) -> int:
+        """The rank that is assumed for a tensor whose shape is unpacked; the network checks it at run time."""
+        if tensor not in self.guards:
+            rank = self._ranks.get(len(self.guards), 4)
+            self.guards[tensor] = self.create_node("call_function", assert_rank, (tensor, rank), {})
+        return int(self.guards[tensor].args[1])  # type: ignore[arg-type]
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Unpack a slice of a shape: ``x.expand(-1, -1, *x.shape[2:])``."""
         shape: Any = obj.node
@@ -119,8 +147,7 @@ class _Tracer(fx.Tracer):
         start, stop = index.start or 0, index.stop
         rank = max(abs(start), abs(stop or 0))
         if (start < 0) != (stop is None or stop < 0):  # its length depends on the number of dimensions
-            rank = self._ranks.get(len(self.guards), 4)
-            self.guards.append(self.create_node("call_function", assert_rank, (owner, rank), {}))
+            rank = self._guarded_rank(owner)
         entries: Any = obj
         return iter([entries[i] for i in range(len(range(rank)[index]))])
 
@@ -210,12 +237,24 @@ class Examples:
         if node.op == "get_attr":
             return self._fake(_attribute(self._traced, str(node.target)))
         if node.op == "call_module":
-            return self._traced.get_submodule(str(node.target))(*args, **kwargs)
+            return self._run_module(self._traced.get_submodule(str(node.target)), args, kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.target is assert_rank:
             return None  # `trace` has its own check, which can correct the rank
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _run_module(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Call a module without touching its state (running statistics), on zeros if its control flow needs values."""
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        try:
+            return torch.func.functional_call(module, pytree.tree_map(self._fake, state), args, kwargs)
+        except _UNKNOWABLE:
+            with unset_fake_temporarily():
+                state = {name: value.detach().clone() for name, value in state.items()}
+                args, kwargs = pytree.tree_map(_zeros, (args, kwargs))
+                value = torch.func.functional_call(module, state, args, kwargs)
+            return pytree.tree_map(self._fake, value)
 
     def _placeholder(self, node: fx.Node) -> Any:
         name = str(node.target).lstrip("*")
@@ -225,6 +264,12 @@ class Examples:
     def _fake(self, value: Any) -> Any:
         assert self._mode is not None
         return self._mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+
+
+def _zeros(value: Any) -> Any:
+    return (
+        torch.zeros(value.shape, dtype=value.dtype, device=value.device) if isinstance(value, torch.Tensor) else value
+    )
 
 
 def example(node: fx.Node) -> Any:
@@ -302,7 +347,7 @@ def _trace_once(
         # fx renames the placeholder of an argument that it fixes; callers may pass it by name.
         if node.op == "placeholder" and node.target not in fixed and node.target.removesuffix("_1") in fixed:
             node.target = node.target.removesuffix("_1")
-    return fx.GraphModule(model, graph, type(model).__name__), tracer.guards
+    return fx.GraphModule(model, graph, type(model).__name__), list(tracer.guards.values())
 
 
 def _bind(model: nn.Module, example_inputs: ExampleInputs) -> dict[str, Any]:
