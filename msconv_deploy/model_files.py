@@ -1,24 +1,27 @@
 """Reading and writing ONNX files: external data, files over 2 GB, and files from strangers.
 
-A model is read without its external data: those tensors stay references, so that a model of any size is cheap to hold
-and to rewrite. Writing copies the referenced bytes from file to file. References that leave the model's own folder are
-refused before anything is read.
+A model is read without its large weights: those tensors stay references, into external data or into the model file
+itself, so that a model of any size is cheap to hold and to rewrite. Writing copies the referenced bytes from file to
+file. References that leave the model's own folder are refused before anything is read.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.files import check_writable
+from msconv_deploy.files import atomic_write, check_writable
+from msconv_deploy.wire_format import Spool, is_inline_reference, parse_with_references, refer, write_with_weights
 
 MAX_INLINE_BYTES = 1_800_000_000
 """Above this, weights go to external data: protobuf ends at 2 GB."""
@@ -26,12 +29,15 @@ MAX_INLINE_BYTES = 1_800_000_000
 MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the model file, where shape inference can read them."""
 
+MIN_REFERENCE_BYTES = 1 << 16
+"""Weights of this size are not held in memory."""
+
 _ALIGNMENT = 4096  # a page, so that a runtime can map the tensor
 _CHUNK = 1 << 24
 
 
 def read_model(path: Path | str) -> onnx.ModelProto:
-    """Parse a model; external tensors stay references into the folder of ``path``, checked but not read.
+    """Parse a model; external tensors and large weights stay references into the folder of ``path``, checked but not read.
 
     Raises:
         BadInputError: the file is missing or not an ONNX model, or external data is missing, too short or elsewhere.
@@ -42,8 +48,8 @@ def read_model(path: Path | str) -> onnx.ModelProto:
     if not path.exists():
         raise BadInputError(f"{path}: no such file")
     try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
+        model = parse_with_references(path, MIN_REFERENCE_BYTES)
+    except (DecodeError, ValueError) as error:
         raise BadInputError(f"{path}: not an ONNX model, or truncated ({type(error).__name__})") from error
     if not model.HasField("graph") or not model.graph.output or not model.opset_import:
         raise BadInputError(f"{path}: not an ONNX model: it has no graph with outputs, or no opset")
@@ -88,7 +94,8 @@ def external_location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int
     where = f"tensor {tensor.name!r}: external data {location!r}"
     inside = folder.resolve()
     file = (inside / location).resolve()
-    if not location or Path(location).is_absolute() or not file.is_relative_to(inside):
+    own = file in Spool.files and is_inline_reference(tensor)
+    if not own and (not location or Path(location).is_absolute() or not file.is_relative_to(inside)):
         raise BadInputError(
             f"{where} is not inside the model's folder; refused, because a model must not read other files"
         )
@@ -118,6 +125,82 @@ def parameter_count(model: onnx.ModelProto) -> int:
     return total
 
 
+def check_graph(model: onnx.ModelProto, path: Path | str) -> None:
+    """Check that a model is valid ONNX, without reading its weights.
+
+    Raises:
+        BadInputError: it is not; the message is the checker's first line.
+    """
+    light, weights = without_weights(model, MIN_EXTERNAL_BYTES)
+    known = {value.name for value in light.graph.input}
+    light.graph.input.extend(  # for the checker, a value from outside is as good as a weight
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights if t.name not in known
+    )
+    try:
+        onnx.checker.check_model(light)
+    except onnx.checker.ValidationError as error:
+        raise BadInputError(f"{path}: the model is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
+
+
+def without_weights(model: onnx.ModelProto, smallest: int) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of the model without its initializers of at least ``smallest`` bytes or elsewhere, and those, not copied."""
+    weights = [t for t in model.graph.initializer if uses_external_data(t) or len(t.raw_data) >= smallest]
+    names = {t.name for t in weights}
+    light = onnx.ModelProto()
+    for source, target in ((model, light), (model.graph, light.graph)):
+        for field, value in source.ListFields():
+            if field.name == "initializer":
+                target.initializer.extend(t for t in value if t.name not in names)
+            elif field.name != "graph":
+                _copy_field(target, field.name, value)
+    return light, weights
+
+
+def _copy_field(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, (str, int, float, bytes)):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        getattr(message, name).extend(value)
+
+
+def model_bytes(model: onnx.ModelProto, path: Path) -> int:
+    """Size of a model's file and of the external data that it refers to."""
+    external = sum(
+        external_location(tensor, path.parent)[2]
+        for tensor in all_tensors(model)
+        if uses_external_data(tensor) and not is_inline_reference(tensor)
+    )
+    return path.stat().st_size + external
+
+
+@contextmanager
+def staged_copy(model: onnx.ModelProto, path: Path, output: Path, force: bool = False) -> Iterator[list[Path]]:
+    """Copy a model's file and its external data as they are, byte for byte; all files appear or none.
+
+    Yields the files that appear when the block ends, the ONNX file first; one that is there already (external data in
+    the same folder, or the output names the input) is not among them. Nothing appears if the block raises.
+
+    Args:
+        model: read from ``path``.
+        output: the ONNX file; external data keeps its place relative to it.
+
+    Raises:
+        BadInputError: a place cannot be written to, or holds another file and ``force`` is not given.
+    """
+    files = {output: path}
+    for tensor in all_tensors(model):
+        if uses_external_data(tensor) and not is_inline_reference(tensor):
+            location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+            files[output.parent / location] = external_location(tensor, path.parent)[0]
+    wanted = {to: source for to, source in files.items() if not (to.exists() and to.samefile(source))}
+    with ExitStack() as stack:
+        for to, source in wanted.items():
+            shutil.copyfile(source, stack.enter_context(atomic_write(to, force)))
+        yield list(wanted)
+
+
 def write_model(
     model: onnx.ModelProto,
     path: Path | str,
@@ -140,64 +223,121 @@ def write_model(
     Raises:
         BadInputError: the place cannot be written to, or the model is not valid ONNX.
     """
-    path = check_writable(Path(path), force)
+    path = Path(path)
+    with staged_model(model, path, source_folder, force, max_inline_bytes) as staged:
+        return [path.with_name(file.name) for file in staged]
+
+
+@contextmanager
+def staged_model(
+    model: onnx.ModelProto,
+    path: Path,
+    source_folder: Path | str | None = None,
+    force: bool = False,
+    max_inline_bytes: int = MAX_INLINE_BYTES,
+) -> Iterator[list[Path]]:
+    """As :func:`write_model`, in two steps: yields the checked files while they lie beside their place.
+
+    They are put in their place when the block ends, and removed if it raises.
+    """
+    path = check_writable(path, force)
     data_name = f"{path.name}.data"
-    inline_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    external = inline_bytes > max_inline_bytes or any(uses_external_data(t) for t in all_tensors(model))
+    folder = Path(source_folder or ".")
+    tensors = list(all_tensors(model))
+    external = any(uses_external_data(t) and not is_inline_reference(t) for t in tensors)
+    external = external or sum(_data_bytes(t, folder) for t in tensors) > max_inline_bytes
     if external:
         check_writable(path.with_name(data_name), force)
     staging: Path | None = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        if external:
-            copy = onnx.ModelProto()
-            copy.CopyFrom(model)
-            model = copy
-            with (staging / data_name).open("wb") as sink:
-                for tensor in all_tensors(model):
-                    _move_out(tensor, sink, data_name, Path(source_folder or "."))
-        onnx.save_model(model, staging / path.name)
         try:
-            onnx.checker.check_model(str(staging / path.name), full_check=False)
-        except onnx.checker.ValidationError as error:
-            raise BadInputError(f"{path}: the model is not valid ONNX: {str(error).splitlines()[0]}") from error
-        written = [path]
-        if external:
-            (staging / data_name).replace(path.with_name(data_name))
-            written.append(path.with_name(data_name))
-        (staging / path.name).replace(path)
-        return written
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be written: {error.strerror or error}") from error
+            staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            if external:
+                copy = onnx.ModelProto()
+                copy.CopyFrom(model)
+                model = copy
+                with (staging / data_name).open("wb") as sink:
+                    for tensor in all_tensors(model):
+                        _move_out(tensor, sink, data_name, folder)
+            check_graph(model, path)
+            with (staging / path.name).open("wb") as sink:
+                _write_inline(model, folder, sink)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        files = [staging / path.name, *([staging / data_name] if external else [])]
+        yield files
+        try:
+            for file in reversed(files):  # external data first: the ONNX file is what others look for
+                file.replace(path.with_name(file.name))
+        except OSError as error:
+            raise _cannot_write(path, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def _cannot_write(path: Path, error: OSError) -> BadInputError:
+    return BadInputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _data_bytes(tensor: onnx.TensorProto, folder: Path) -> int:
+    return external_location(tensor, folder)[2] if uses_external_data(tensor) else len(tensor.raw_data)
+
+
+def _write_inline(model: onnx.ModelProto, folder: Path, sink: BinaryIO) -> None:
+    """Write the ONNX file; large weights and those that were inside another model file are streamed."""
+    inside = [t for t in model.graph.initializer if is_inline_reference(t) or len(t.raw_data) >= MIN_REFERENCE_BYTES]
+    if not inside:
+        sink.write(model.SerializeToString())
+        return
+    light, weights = without_weights(model, MIN_REFERENCE_BYTES)
+    streams = []
+    for tensor in weights:
+        bare = onnx.TensorProto()
+        for field, value in tensor.ListFields():
+            if field.name not in ("raw_data", "external_data", "data_location"):
+                _copy_field(bare, field.name, value)
+        if uses_external_data(tensor) and not is_inline_reference(tensor):
+            light.graph.initializer.append(tensor)  # it was moved to the data file, or lies there already
+        else:
+            streams.append((bare, _data_bytes(tensor, folder), _pieces(tensor, folder)))
+    write_with_weights(light, streams, sink)
+
+
+def serialized(model: onnx.ModelProto, folder: Path) -> bytes:
+    """The bytes of the ONNX file of a model, for a runtime that takes it from memory.
+
+    Weights that belong inside the file are read into it; external data stays a reference into ``folder``.
+    """
+    sink = io.BytesIO()
+    _write_inline(model, folder, sink)
+    return sink.getvalue()
+
+
+def _pieces(tensor: onnx.TensorProto, folder: Path) -> Iterator[bytes]:
+    """The bytes of a tensor, a chunk at a time."""
+    if not uses_external_data(tensor):
+        yield tensor.raw_data
+        return
+    file, offset, left = external_location(tensor, folder)
+    with file.open("rb") as source:
+        source.seek(offset)
+        while left:
+            chunk = source.read(min(left, _CHUNK))
+            if not chunk:
+                raise BadInputError(f"{file}: ended while tensor {tensor.name!r} was copied")
+            yield chunk
+            left -= len(chunk)
+
+
 def _move_out(tensor: onnx.TensorProto, sink: BinaryIO, data_name: str, source_folder: Path) -> None:
     """Append a tensor's bytes to the data file and make the tensor a reference to them."""
-    if uses_external_data(tensor):
-        file, offset, length = external_location(tensor, source_folder)
-        start = _align(sink)
-        with file.open("rb") as source:
-            source.seek(offset)
-            left = length
-            while left:
-                chunk = source.read(min(left, _CHUNK))
-                if not chunk:
-                    raise BadInputError(f"{file}: ended while tensor {tensor.name!r} was copied")
-                sink.write(chunk)
-                left -= len(chunk)
-    elif tensor.HasField("raw_data") and len(tensor.raw_data) >= MIN_EXTERNAL_BYTES:
-        start, length = _align(sink), len(tensor.raw_data)
-        sink.write(tensor.raw_data)
-        tensor.ClearField("raw_data")
-    else:
+    if not uses_external_data(tensor) and len(tensor.raw_data) < MIN_EXTERNAL_BYTES:
         return
-    del tensor.external_data[:]
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", data_name), ("offset", str(start)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)
+    start = _align(sink)
+    for piece in _pieces(tensor, source_folder):
+        sink.write(piece)
+    refer(tensor, data_name, start, sink.tell() - start)
 
 
 def _align(sink: BinaryIO) -> int:

@@ -19,9 +19,10 @@ ALLOWED = {
     "validation": {"validation", "runtimes", "ops", "reporting"},
     "reporting": {"reporting"},
     "surgery": {"surgery", "ops"},
-    "cli": {"cli", "exporting", "nn", "ops", "reporting", "runtimes", "validation"},
+    "optimizing": {"optimizing", "surgery", "validation", "reporting", "ops"},
+    "cli": {"cli", "exporting", "nn", "ops", "optimizing", "reporting", "runtimes", "validation"},
 }
-EVERYWHERE = {"errors", "files", "model_files", "msconv_deploy"}
+EVERYWHERE = {"errors", "files", "model_files", "wire_format", "msconv_deploy"}
 # library -> packages that may import it when they are imported
 ADAPTERS = {
     "torch": {"nn", "exporting", "runtimes/pytorch.py"},

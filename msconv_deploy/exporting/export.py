@@ -50,7 +50,7 @@ def export_recipe(
         recipe: a checked recipe.
         output_dir: artefacts go to ``<output_dir>/<recipe>/``, each with a sidecar ``.json``.
         validate: without it the sidecars say ``unverified``.
-        build_check: also let TensorRT-RTX parse and build the portable file on the CPU, where it is installed.
+        build_check: also let TensorRT-RTX parse and build portable and fused files on the CPU, where it is installed.
         force: replace artefacts that exist.
         progress: called with a line of text before each step.
 
@@ -247,7 +247,7 @@ def _validate(sidecar: Sidecar, recipe: Recipe, network: nn.Module, path: Path, 
     """
     form = sidecar.artefact.form
     options = ValidationOptions(
-        inputs=InputOptions(sizes=recipe.validation.sizes, seed=seed), build_check=build_check and form == "portable"
+        inputs=InputOptions(sizes=recipe.validation.sizes, seed=seed), build_check=build_check and form != "plugin"
     )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".validate-") as folder:
         subject = path

@@ -255,3 +255,18 @@ def test_a_recipe_of_the_package_needs_no_torch_to_be_imported_elsewhere():
     """The verb, not the program, needs torch."""
     code = "import sys; import msconv_deploy.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_tensorrt_rtx_parses_and_builds_the_portable_and_the_fused_form(tmp_path, exporter):
+    """Two configurations in one file: functions that collided would run the wrong body or not parse."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'msconv-deploy[rtx]'")
+    recipe = load_recipe(RECIPE).replaced(exporter=exporter, forms=["portable", "fused"])
+    for sidecar in export_recipe(recipe, tmp_path):
+        assert sidecar.build_checks == {"rtx": "passed"}, sidecar.reason
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to: /proc")
+def test_a_folder_that_nobody_can_write_to():
+    with pytest.raises(BadInputError, match="/proc/"):
+        export_recipe(load_recipe(RECIPE), "/proc/msconv")

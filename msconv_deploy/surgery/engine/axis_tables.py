@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops.border_classes import Axis, axis_classes, range_grid
 from msconv_deploy.ops.lowerings.border_gather import emit_grid_index
 from msconv_deploy.ops.node_builder import NodeBuilder
@@ -39,6 +40,17 @@ class AxisTable:
     @property
     def rows(self) -> int:
         return len(self.membership)
+
+    def interior(self) -> tuple[int, int, int] | None:
+        """The row of all taps, and how many outputs before and after it may have another row.
+
+        None for a ConvTranspose, whose rows alternate, and where the extent is known and no output has all taps.
+        """
+        rows = np.flatnonzero(self.membership.all(axis=1))
+        if self.transposed or not len(rows) or (self.index is not None and rows[0] not in self.index):
+            return None
+        axis = self.axis
+        return int(rows[0]), -(-axis.pad_before // axis.stride), -(-axis.pad_after // axis.stride)
 
     def emit_index(self, builder: NodeBuilder, outputs: str, extent: str) -> str:
         """Row of the table at each output index, as an int64 tensor; ``outputs`` and ``extent`` are int64 scalars."""
@@ -82,9 +94,12 @@ def _transposed_table(axis: Axis, extent: int | None, output_padding: int) -> Ax
     if axis.kernel == 1 and axis.stride == 1 and not axis.padded and not output_padding:
         return None
     if extent is not None:
+        outputs = transposed_extent(axis, extent, output_padding)
+        if outputs < 1:
+            raise BadInputError(f"its padding crops all of the {extent} positions of an extent")
         rows: dict[tuple[bool, ...], int] = {}
         index = []
-        for j in range(transposed_extent(axis, extent, output_padding)):
+        for j in range(outputs):
             position = j + axis.pad_before
             low = (position - extent * axis.stride) // axis.dilation + 1
             taps = _taps(axis, position, max(0, low), min(axis.kernel - 1, position // axis.dilation))

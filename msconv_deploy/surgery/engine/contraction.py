@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from msconv_deploy.ops.border_classes import Axis
-from msconv_deploy.surgery.engine.decomposition import pad_amounts, reshape_groups
-from msconv_deploy.surgery.engine.symbols import Dims, Symbols
+from msconv_deploy.surgery.engine.decomposition import reshape_groups
+from msconv_deploy.surgery.engine.editing import constant_values
+from msconv_deploy.surgery.engine.symbols import Dims, Symbols, operator, pad_amounts
 
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -25,6 +26,32 @@ class Refusal:
 
 
 @dataclass(frozen=True, eq=False)
+class Weight:
+    """A constant weight, read when it is asked for: a model's weights together may not fit in memory.
+
+    Attributes:
+        constant: the tensor.
+        transposed: a matrix that is stored the other way round.
+        scale: factor that the operator applies to it (alpha of Gemm).
+    """
+
+    constant: gs.Constant
+    transposed: bool = False
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = tuple(int(n) for n in self.constant.shape)
+        return shape[::-1] if self.transposed else shape
+
+    def read(self) -> NDArray[Any]:
+        """Its values."""
+        array = constant_values(self.constant)
+        array = array.T if self.transposed else array
+        return array if self.scale == 1.0 else (array.astype(np.float64) * self.scale).astype(array.dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction:
     """One node that sums over channels.
 
@@ -33,20 +60,20 @@ class Contraction:
         source: the tensor whose channels are summed, with any zero Pad or merging Reshape before the node looked through.
         dims: extents of ``source``.
         channel_axis: of ``source``.
-        weight: [O, C/group, *kernel] for Conv; [C, O/group, *kernel] for ConvTranspose; [C, O] for Gemm and MatMul.
+        stored: the weight: [O, C/group, *kernel] for Conv; [C, O/group, *kernel] for ConvTranspose; [C, O] for Gemm and
+            MatMul.
         bias: tensor [O] (or what broadcasts to it), or None.
         axes: geometry of the spatial axes, with static padding; empty for Gemm and MatMul.
         group: of Conv and ConvTranspose.
         output_padding: of ConvTranspose, one per spatial axis.
         merged: the Reshape that was looked through: it merges the axes before the channels.
-        weight_tensor: where the weight comes from, for its name and type.
     """
 
     node: gs.Node
     source: gs.Tensor
     dims: Dims
     channel_axis: int
-    weight: NDArray[Any]
+    stored: Weight
     bias: gs.Tensor | None
     axes: tuple[Axis, ...] = ()
     group: int = 1
@@ -60,8 +87,13 @@ class Contraction:
     @property
     def out_channels(self) -> int:
         if not self.axes:
-            return int(self.weight.shape[1])
-        return int(self.weight.shape[1] * self.group if self.transposed else self.weight.shape[0])
+            return self.stored.shape[1]
+        return self.stored.shape[1] * self.group if self.transposed else self.stored.shape[0]
+
+    @property
+    def weight(self) -> NDArray[Any]:
+        """The stored weight's values, read anew each time."""
+        return self.stored.read()
 
     def weight_of(self, channels: list[int], groups: range | None = None) -> NDArray[Any]:
         """Dense weights of some input channels as [O, channels, *kernel]; zero outside an output's own group.
@@ -75,62 +107,69 @@ class Contraction:
         groups = range(self.group) if groups is None else groups
         outputs = self.out_channels // self.group
         per_group = self.dims[self.channel_axis] // self.group  # type: ignore[operator]
-        kernel = self.weight.shape[2:]
-        dense = np.zeros((outputs * len(groups), len(channels), *kernel), self.weight.dtype)
+        weight = self.weight
+        dense = np.zeros((outputs * len(groups), len(channels), *weight.shape[2:]), weight.dtype)
         for position, channel in enumerate(channels):
             group, within = divmod(channel, per_group)
             if group not in groups:
                 continue
             rows = slice((group - groups.start) * outputs, (group - groups.start + 1) * outputs)
             if self.transposed:
-                dense[rows, position] = self.weight[channel]
+                dense[rows, position] = weight[channel]
             else:
-                dense[rows, position] = self.weight[group * outputs : (group + 1) * outputs, within]
+                dense[rows, position] = weight[group * outputs : (group + 1) * outputs, within]
         return dense
 
 
-def constant_array(tensor: gs.Tensor) -> NDArray[Any] | None:
-    """The value of a constant tensor, through Identity; None if it is not constant."""
+def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant behind a tensor, through Identity; None if it is not constant."""
     for _ in range(16):
         if isinstance(tensor, gs.Constant):
-            return np.asarray(tensor.values)
+            return tensor
         if not tensor.inputs or tensor.inputs[0].op != "Identity":
             return None
         tensor = tensor.inputs[0].inputs[0]
     return None
 
 
+def constant_array(tensor: gs.Tensor) -> NDArray[Any] | None:
+    """The value of a constant tensor, through Identity; None if it is not constant."""
+    constant = constant_of(tensor)
+    return None if constant is None else constant_values(constant)
+
+
 def describe_contraction(node: gs.Node, symbols: Symbols) -> Contraction | Refusal:
     """A node as a contraction, or why it cannot be treated as one."""
-    if any(t.inputs and t.inputs[0].op in ("DequantizeLinear", "QuantizeLinear") for t in node.inputs[:2]):
+    if any(t.inputs and operator(t.inputs[0]) in ("DequantizeLinear", "QuantizeLinear") for t in node.inputs[:2]):
         return Refusal("its operands are quantized (Q/DQ): a rewrite would change the arithmetic", (str(node.name),))
-    weight = constant_array(node.inputs[1])
-    if weight is None:
+    constant = constant_of(node.inputs[1])
+    if constant is None:
         return Refusal("its weights are not constant", (str(node.name),))
+    weight = Weight(constant)
     if node.op in ("Gemm", "MatMul"):
         return _product(node, symbols, weight)
     return _convolution(node, symbols, weight)
 
 
-def _product(node: gs.Node, symbols: Symbols, weight: NDArray[Any]) -> Contraction | Refusal:
+def _product(node: gs.Node, symbols: Symbols, weight: Weight) -> Contraction | Refusal:
     source, bias = node.inputs[0], None
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             return Refusal("its input is transposed (transA)")
         if node.attrs.get("transB", 0):
-            weight = weight.T
+            weight = replace(weight, transposed=True)
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
-        weight = weight if alpha == 1.0 else (weight.astype(np.float64) * alpha).astype(weight.dtype)
+        weight = replace(weight, scale=float(alpha))
         if len(node.inputs) > 2 and node.inputs[2].name:
             bias = node.inputs[2]
             shape = symbols.dims(bias)
             if beta != 1.0 or shape is None or (len(shape) > 1 and any(d != 1 for d in shape[:-1])):
                 return Refusal("its bias is scaled or not one value per output")
-    if weight.ndim != 2:
+    if len(weight.shape) != 2:
         return Refusal("its right operand is not a matrix")
     merged = None
     dims = symbols.dims(source)
-    if source.inputs and source.inputs[0].op in ("Reshape", "Flatten"):
+    if source.inputs and operator(source.inputs[0]) in ("Reshape", "Flatten"):
         before = symbols.dims(source.inputs[0].inputs[0])
         if before is not None and dims is not None and _merges_leading(before, dims):
             merged, source, dims = source.inputs[0], source.inputs[0].inputs[0], before
@@ -149,12 +188,12 @@ def _merges_leading(before: Dims, after: Dims) -> bool:
     return groups is not None and all(len(g.outer) <= 1 for g in groups)
 
 
-def _convolution(node: gs.Node, symbols: Symbols, weight: NDArray[Any]) -> Contraction | Refusal:
+def _convolution(node: gs.Node, symbols: Symbols, weight: Weight) -> Contraction | Refusal:
     source = node.inputs[0]
     dims = symbols.dims(source)
     if dims is None:
         return Refusal("the rank of its input is not known")
-    spatial = weight.ndim - 2
+    spatial = len(weight.shape) - 2
     if len(dims) != spatial + 2 or spatial < 1:
         return Refusal("its weights do not fit its input")
     transposed = node.op == "ConvTranspose"
@@ -169,7 +208,7 @@ def _convolution(node: gs.Node, symbols: Symbols, weight: NDArray[Any]) -> Contr
         return pads
     if transposed and node.attrs.get("output_shape"):
         return Refusal("it asks for an output shape, which moves its padding")
-    if not transposed and source.inputs and source.inputs[0].op == "Pad":
+    if not transposed and source.inputs and operator(source.inputs[0]) == "Pad":
         looked = _through_pad(source.inputs[0], symbols, spatial)
         if looked is not None:
             extra, source = looked

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from msconv_deploy.surgery.engine.editing import GraphBuilder
+from msconv_deploy.surgery.engine.editing import GraphBuilder, constant_values
 from msconv_deploy.surgery.engine.symbols import Dim, Dims
 
 
@@ -54,7 +54,7 @@ class Made(Core):
 def existing(tensor: gs.Tensor, dims: Dims) -> Core:
     """A tensor as a core; a constant one as a literal, so that it can be cut and folded."""
     if isinstance(tensor, gs.Constant):
-        return Literal(dims, np.asarray(tensor.values))
+        return Literal(dims, constant_values(tensor))
     return Existing(dims, tensor)
 
 

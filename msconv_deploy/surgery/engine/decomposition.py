@@ -29,7 +29,18 @@ from msconv_deploy.surgery.engine.cores import (
     transposed,
     unsqueezed,
 )
-from msconv_deploy.surgery.engine.symbols import WHOLE, Dim, Dims, Symbols, axes_of, broadcast, slice_ranges
+from msconv_deploy.surgery.engine.symbols import (
+    WHOLE,
+    Dim,
+    Dims,
+    Symbols,
+    axes_of,
+    broadcast,
+    operator,
+    pad_amounts,
+    resize_scales,
+    slice_ranges,
+)
 
 MAX_DEPTH = 150
 """Operators between a tile and its contraction; what lies behind more of them is taken for dense."""
@@ -108,7 +119,7 @@ class Decomposer:
         if isinstance(tensor, gs.Constant):
             found = _constant_segments(tensor, axis, dims)
         elif tensor.inputs and self._depth < MAX_DEPTH:
-            rule = RULES.get(tensor.inputs[0].op)
+            rule = RULES.get(operator(tensor.inputs[0]))
             if rule is not None:
                 self._depth += 1
                 try:
@@ -241,9 +252,23 @@ def _elementwise(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Chann
             position += bool(t.name)
         core_dims = _core_dims([c.dims for c in cores.values()], dims, uniform, axis, pieces[0].size)
         core: Core = Made(core_dims, node.op, tuple(inputs), _attributes(node))
+        if node.op == "PRelu" and not _broadcasts_to(cores[1].dims, cores[0].dims):
+            core = _leaky(cores[0], cores[1], core_dims)
         names = _names(*found) or ((describe(node),) if uniform else ())
         segments_out.append(Segment(pieces[0].size, core, uniform, names))
     return tuple(segments_out)
+
+
+def _leaky(x: Core, slope: Core, dims: Dims) -> Core:
+    """PRelu of a core that lacks extents which its slope has: relu(x) - slope * relu(-x), which broadcasts both ways."""
+    negative = Made(x.dims, "Relu", (Made(x.dims, "Neg", (x,), {}),), {})
+    return Made(dims, "Sub", (Made(x.dims, "Relu", (x,), {}), Made(dims, "Mul", (slope, negative), {})), {})
+
+
+def _broadcasts_to(dims: Dims, target: Dims) -> bool:
+    """Is every extent 1 or that of the target?"""
+    shift = len(target) - len(dims)
+    return shift >= 0 and all(d in (1, target[i + shift]) for i, d in enumerate(dims))
 
 
 def _spread(uniform: frozenset[int], shape: Dims, shift: int, dims: Dims) -> frozenset[int]:
@@ -342,8 +367,18 @@ def _expand(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, 
             and out
         ):
             return None  # it may be 1 at run time, and be copied or not; only a batch may be either
+    unsure = shift == 0 and source[0] not in (1, dims[0]) and (target is None or _entry(target, 0, len(dims)) != 1)
     copied = {i for i in copied if dims[i] != 1}
-    return _copied(this, node, node.inputs[0], source, axis, dims, shift, copied)
+    segments = _copied(this, node, node.inputs[0], source, axis, dims, shift, copied)
+    if not unsure or segments is None:
+        return segments
+    wanted = this.symbols.dims(node.inputs[1])
+    if wanted != (len(dims),):
+        return None
+    # The core may have to be copied along the batch: it gets the extent that the shape asks for.
+    batch = sliced(existing(node.inputs[1], wanted), {0: slice(0, 1)})
+    shape = concatenated([batch, Literal((len(dims) - 1,), np.ones(len(dims) - 1, np.int64))], 0)
+    return tuple(replace(s, core=Made((dims[0], *s.core.dims[1:]), "Expand", (s.core, shape), {})) for s in segments)
 
 
 def _entry(target: tuple[Dim, ...], axis: int, rank: int) -> Dim | None:
@@ -404,12 +439,16 @@ def _resize(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, 
     source = this.symbols.dims(node.inputs[0])
     if source is None or len(source) != len(dims):
         return None
+    scales = resize_scales(this.symbols, node, len(dims))
+    plain = node.attrs.get("keep_aspect_ratio_policy", "stretch") in ("stretch", b"stretch")
+    by_sizes = len(node.inputs) > 3 and bool(node.inputs[3].name) and plain
     copied = set()
     for i, extent in enumerate(source):
-        if extent == 1 and dims[i] != 1:
-            copied.add(i)
-        elif extent != dims[i] and i > 1:
-            return None
+        if extent == 1:
+            if dims[i] != 1:
+                copied.add(i)
+        elif extent != dims[i] or not (by_sizes or (scales is not None and scales[i] == 1)):
+            return None  # even where the extent stays: a scale of 1.1 moves the samples
     return _copied(this, node, node.inputs[0], source, axis, dims, 0, copied)
 
 
@@ -623,25 +662,6 @@ def _pad(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dim
     return tuple(out)
 
 
-def pad_amounts(symbols: Symbols, node: gs.Node, rank: int) -> dict[int, tuple[int, int]] | None:
-    """Axis -> (before, after) of a Pad node, where the amounts are constant."""
-    if "pads" in node.attrs:
-        values: Any = [int(p) for p in node.attrs["pads"]]
-    else:
-        values = symbols.values(node.inputs[1])
-    if values is None or not all(isinstance(v, int) for v in values):
-        return None
-    axes: list[int] = list(range(rank))
-    if len(node.inputs) > 3 and node.inputs[3].name:
-        given = symbols.values(node.inputs[3])
-        if given is None or not all(isinstance(v, int) for v in given):
-            return None
-        axes = [int(a) % rank for a in given]
-    if len(values) != 2 * len(axes):
-        return None
-    return {a: (values[i], values[i + len(axes)]) for i, a in enumerate(axes)}
-
-
 # -- reshapes --------------------------------------------------------------------------------------------------------
 
 
@@ -672,14 +692,14 @@ def reshape_groups(source: Dims, target: Dims) -> list[Group] | None:
             j += 1
         else:
             found = _smallest_group(source, target, i, j)
-            if found is None:
-                return None
+            if not found.inner or not found.outer:
+                return None  # what is left over has extent 1 at run time, which the names do not say
             groups.append(found)
             i, j = found.inner[-1] + 1, found.outer[-1] + 1
     return groups
 
 
-def _smallest_group(source: Dims, target: Dims, i: int, j: int) -> Group | None:
+def _smallest_group(source: Dims, target: Dims, i: int, j: int) -> Group:
     """The shortest runs from ``i`` and ``j`` with equal products; numbers and names have to match for themselves.
 
     If the runs cannot be matched by value but what follows them on both sides is equal, they are the rest: the product of

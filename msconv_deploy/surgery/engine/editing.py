@@ -18,8 +18,11 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from msconv_deploy.model_files import external_location
+from msconv_deploy.model_files import MIN_REFERENCE_BYTES, external_location
+from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
+from msconv_deploy.surgery.engine.symbols import operator
+from msconv_deploy.wire_format import Spool, is_inline_reference
 
 _SMALL = 1024
 """Bytes up to which a weight is part of the skeleton: shape arithmetic reads it."""
@@ -39,21 +42,28 @@ class _DeferredValues(LazyValues):
         return tensor_values(self.tensor, self._folder)
 
 
+def constant_values(constant: gs.Constant) -> NDArray[Any]:
+    """The values of a constant; those of a large weight are read and not kept."""
+    values = constant._values
+    return values.load() if isinstance(values, _DeferredValues) else np.asarray(constant.values)
+
+
 def tensor_values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
-    """A tensor as an array; external data is mapped, not read."""
+    """A tensor as an array of its own."""
     if not uses_external_data(tensor):
         return numpy_helper.to_array(tensor)
     file, offset, _ = external_location(tensor, folder)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return (
-        np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
-        if tensor.dims
-        else np.fromfile(file, dtype, 1, offset=offset)[0]
-    )
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    return np.fromfile(file, dtype, count, offset=offset).reshape(tuple(tensor.dims))
 
 
 def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
-    """A copy of the model without its large weights, and those by name."""
+    """A copy of the model without its large weights, and those by name.
+
+    An initializer that is a graph input as well is a default that the caller may override: it stays an input only.
+    """
+    inputs = {value.name for value in model.graph.input}
     weights = {t.name: t for t in model.graph.initializer if uses_external_data(t) or len(t.raw_data) > _SMALL}
     light = onnx.ModelProto()
     for field, value in model.ListFields():
@@ -63,6 +73,8 @@ def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
         if field.name != "initializer":
             _assign(light.graph, field, value)
     for tensor in model.graph.initializer:
+        if tensor.name in inputs:
+            continue
         if tensor.name not in weights:
             light.graph.initializer.append(tensor)
         else:
@@ -92,6 +104,9 @@ class EditableModel:
     def __init__(self, model: onnx.ModelProto, folder: Path, opset: int) -> None:
         self.model = model
         self.opset = opset
+        self._folder = folder
+        # Weights that were not read into memory are not to be made there either.
+        self._spool = Spool() if any(is_inline_reference(t) for t in model.graph.initializer) else None
         self._skeleton, self._weights = skeleton_of(model)
         self.inferred = _infer(self._skeleton)
         self.graph = gs.import_onnx(self._skeleton)
@@ -100,9 +115,10 @@ class EditableModel:
                 tensor.values = _DeferredValues(self._weights[tensor.name], folder)
         _absorb_constants(self.graph)
         self._prefixes: set[str] = set()
-        names = (*self.graph.tensors(), *(node.name for node in self.graph.nodes))
-        self._own_names = [name for name in names if "/msconv" in name]  # of an earlier run
-        self.stamps: dict[str, dict[str, str]] = {}
+        self._own_names = [name for name in _all_names(model.graph) if "/msconv" in name]  # of an earlier run
+        self._known: dict[str, gs.Tensor] = dict(self.graph.tensors())
+        self._new_nodes: list[onnx.NodeProto] = []
+        self._new_constants: list[onnx.TensorProto] = []
 
     def new_prefix(self, wanted: str) -> str:
         """A prefix for names of new nodes and tensors that nothing in the graph starts with yet."""
@@ -115,16 +131,25 @@ class EditableModel:
 
     def insert(self, builder: GraphBuilder, stamp: dict[str, str]) -> None:
         """Put a builder's nodes into the graph; each is stamped with where it comes from."""
-        known = self.graph.tensors()
+        known = self._known
         for name, array in builder.constants.items():
-            known[name] = gs.Constant(name, array)
+            proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            if self._spool is not None and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
+                self._spool.add(proto)
+            self._new_constants.append(proto)
+            known[name] = gs.Constant(name, _DeferredValues(proto, self._folder))  # one copy of the values is enough
+        builder.constants.clear()
         for proto in builder.nodes:
             for output in proto.output:
                 if output not in known:
                     known[output] = gs.Variable(output)
         for proto in builder.nodes:
             if proto.op_type == "Constant":
-                known[proto.output[0]].to_constant(numpy_helper.to_array(proto.attribute[0].t))
+                constant = onnx.TensorProto()
+                constant.CopyFrom(proto.attribute[0].t)
+                constant.name = proto.output[0]
+                self._new_constants.append(constant)
+                known[proto.output[0]].to_constant(numpy_helper.to_array(constant))
                 continue
             attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
             attributes = {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
@@ -133,72 +158,157 @@ class EditableModel:
                 proto.op_type, proto.name, attributes, inputs, [known[o] for o in proto.output], proto.domain
             )
             self.graph.nodes.append(node)
-            self.stamps[proto.name] = stamp
+            made = onnx.NodeProto()
+            made.CopyFrom(proto)
+            for key, value in stamp.items():
+                made.metadata_props.add(key=key, value=value)
+            self._new_nodes.append(made)
 
     def export(self) -> onnx.ModelProto:
-        """The edited model: dead nodes removed, weights and everything else as in the original."""
-        for tensor in self.graph.tensors().values():
-            if isinstance(tensor, gs.Constant) and tensor.name in self._weights:
-                tensor.values = np.zeros(0, np.float32)  # the weight itself is put back below
-        self.graph.cleanup(remove_unused_graph_inputs=False).toposort()
-        edited = gs.export_onnx(self.graph, do_type_check=False)
-        return self._restored(edited)
-
-    def _restored(self, edited: onnx.ModelProto) -> onnx.ModelProto:
+        """The edited model: dead nodes removed, everything that was not rewritten exactly as in the original."""
         result = onnx.ModelProto()
         for field, value in self.model.ListFields():
             if field.name != "graph":
                 _assign(result, field, value)
-        graph = result.graph
-        graph.name = self.model.graph.name
-        graph.doc_string = self.model.graph.doc_string
-        graph.node.extend(edited.graph.node)
-        graph.input.extend(self.model.graph.input)
-        graph.output.extend(self.model.graph.output)
-        for tensor in edited.graph.initializer:
-            graph.initializer.append(self._weights.get(tensor.name, tensor))
-        graph.sparse_initializer.extend(self.model.graph.sparse_initializer)
-        graph.metadata_props.extend(self.model.graph.metadata_props)
-        alive = {name for node in graph.node for name in (*node.input, *node.output)}
-        graph.value_info.extend(v for v in self.model.graph.value_info if v.name in alive)
-        graph.quantization_annotation.extend(
-            a for a in self.model.graph.quantization_annotation if a.tensor_name in alive
-        )
-        original = {node.output[0]: node for node in self.model.graph.node if node.output}
+        before, graph = self.model.graph, result.graph
+        for field, value in before.ListFields():
+            if field.name not in ("node", "initializer", "value_info", "quantization_annotation"):
+                _assign(graph, field, value)
+        made = {output for node in self._new_nodes for output in node.output if output}
+        kept = [node for node in before.node if not made.intersection(node.output)]
+        graph.node.extend(_live_in_order([*kept, *self._new_nodes], [o.name for o in before.output]))
+        alive = {value.name for value in (*before.input, *before.output)}
         for node in graph.node:
-            stamp = self.stamps.get(node.name)
-            if stamp is not None:
-                for key, value in stamp.items():
-                    node.metadata_props.add(key=key, value=value)
-            elif node.output and node.output[0] in original:
-                before = original[node.output[0]]
-                node.metadata_props.extend(before.metadata_props)
-                node.doc_string = before.doc_string
-                node.overload = before.overload
+            alive.update((*_names_read(node), *node.output))
+        annotations = [a for a in before.quantization_annotation if a.tensor_name in alive]
+        graph.quantization_annotation.extend(annotations)
+        alive.update(entry.value for a in annotations for entry in a.quant_parameter_tensor_names)
+        graph.initializer.extend(t for t in (*before.initializer, *self._new_constants) if t.name in alive)
+        graph.value_info.extend(v for v in before.value_info if v.name in alive)
+        imported = {entry.domain for entry in result.opset_import}
+        if DOMAIN not in imported and any(node.domain == DOMAIN for node in graph.node):
+            result.opset_import.add(domain=DOMAIN, version=DOMAIN_VERSION)
         return result
+
+
+def _names_read(node: onnx.NodeProto) -> list[str]:
+    """Names that a node reads: its inputs, and whatever its subgraphs mention, which may be captured."""
+    names = [name for name in node.input if name]
+    for graph in _subgraphs(node):
+        names.extend(value.name for value in graph.output)
+        for inner in graph.node:
+            names.extend(_names_read(inner))
+    return names
+
+
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else a.graphs)]
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors and nodes of a graph and its subgraphs."""
+    names = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        names.update((node.name, *node.input, *node.output))
+        for inner in _subgraphs(node):
+            names |= _all_names(inner)
+    return names
+
+
+def _live_in_order(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
+    """The nodes that the outputs need, in their order except that each comes after what it reads."""
+    producer = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = [[producer[name] for name in _names_read(node) if name in producer] for node in nodes]
+    live: set[int] = set()
+    stack = [producer[name] for name in outputs if name in producer]
+    while stack:
+        i = stack.pop()
+        if i not in live:
+            live.add(i)
+            stack.extend(needs[i])
+    order: list[onnx.NodeProto] = []
+    opened: set[int] = set()
+    done: set[int] = set()
+    for first in sorted(live):
+        stack = [first]
+        while stack:
+            i = stack[-1]
+            waiting = [] if i in opened else [j for j in needs[i] if j not in opened]
+            opened.add(i)
+            if waiting:
+                stack.extend(reversed(waiting))
+                continue
+            stack.pop()
+            if i not in done:
+                done.add(i)
+                order.append(nodes[i])
+    return order
 
 
 def _absorb_constants(graph: gs.Graph) -> None:
     """Turn `Constant` nodes into constants, so that there is one kind of them."""
     kept = []
     for node in graph.nodes:
-        value = node.attrs.get("value") if node.op == "Constant" else None
-        if isinstance(value, gs.Constant) and isinstance(node.outputs[0], gs.Variable):
+        value = _constant_value(node) if operator(node) == "Constant" else None
+        if value is not None and isinstance(node.outputs[0], gs.Variable):
             output = node.outputs[0]
             node.outputs.clear()
-            output.to_constant(value.values)
+            output.to_constant(value)
         else:
             kept.append(node)
     graph.nodes[:] = kept
 
 
+def _constant_value(node: gs.Node) -> Any:
+    """The value of a Constant node, whichever of its attributes holds it."""
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return value.values
+    for name, dtype in (("int", np.int64), ("ints", np.int64), ("float", np.float32), ("floats", np.float32)):
+        if f"value_{name}" in node.attrs:
+            return np.asarray(node.attrs[f"value_{name}"], dtype)
+    return None
+
+
 def _infer(skeleton: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
+    """Extents of the tensors by shape inference.
+
+    What the file itself says of intermediate tensors helps where inference finds nothing, but it is stale in files whose
+    inputs were made dynamic by hand: where it contradicts what follows from the inputs, all of it is left out.
+    """
+    bare = _without_declarations(skeleton)
+    followed = _extents(_inferred(bare))
+    declared = _extents(skeleton)
+    for name, dims in followed.items():
+        said = declared.get(name, dims)
+        if len(said) != len(dims) or any(
+            isinstance(s, int) and d is not None and s != d and not str(d).startswith("unk__")
+            for s, d in zip(said, dims, strict=True)
+        ):
+            return followed
+    return _extents(_inferred(skeleton))
+
+
+def _without_declarations(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    bare = onnx.ModelProto()
+    bare.CopyFrom(skeleton)
+    del bare.graph.value_info[:]
+    for output in bare.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    return bare
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError):
-        inferred = skeleton
+        return model
+
+
+def _extents(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     found: dict[str, tuple[int | str | None, ...]] = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             found[value.name] = tuple(

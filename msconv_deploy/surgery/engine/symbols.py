@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 Dim = int | str
@@ -36,6 +37,11 @@ _BROADCASTING = {
     "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "And", "Or", "Xor", "Mod",
 }  # fmt: skip
+
+
+def operator(node: gs.Node) -> str:
+    """The operator of a node; empty for one of another domain, whatever its name means there."""
+    return str(node.op) if node.domain in (None, "", "ai.onnx") else ""
 
 
 def known_one(dim: Dim) -> bool:
@@ -92,7 +98,7 @@ class Symbols:
         if not tensor.inputs:
             return None
         node = tensor.inputs[0]
-        rule = _DIM_RULES.get(node.op)
+        rule = _DIM_RULES.get(operator(node))
         if rule is None:
             return None
         found = rule(self, node, tensor)
@@ -115,7 +121,7 @@ class Symbols:
         if not tensor.inputs:
             return None
         node = tensor.inputs[0]
-        rule = _VALUE_RULES.get(node.op)
+        rule = _VALUE_RULES.get(operator(node))
         return None if rule is None else rule(self, node)
 
 
@@ -253,8 +259,8 @@ def _reshape(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int
         if value == 0 and not node.attrs.get("allowzero", 0):
             out.append(None if dims is None or axis >= len(dims) else dims[axis])
         else:
-            out.append(None if value == -1 else value)
-    if dims is not None and list(shape).count(-1) == 1:
+            out.append(None if value == -1 or _unsure(value) else value)
+    if dims is not None and list(shape).count(-1) == 1 and not any(_unsure(v) for v in shape):
         out[list(shape).index(-1)] = _missing_extent(
             list(dims), [d for d, v in zip(out, shape, strict=True) if v != -1]
         )
@@ -368,6 +374,67 @@ def slice_ranges(symbols: Symbols, node: gs.Node, dims: Dims) -> dict[int, slice
     return out
 
 
+def pad_amounts(symbols: Symbols, node: gs.Node, rank: int) -> dict[int, tuple[int, int]] | None:
+    """Axis -> (before, after) of a Pad node, where the amounts are constant."""
+    if "pads" in node.attrs:
+        values: Any = [int(p) for p in node.attrs["pads"]]
+    else:
+        values = symbols.values(node.inputs[1])
+    if values is None or not all(isinstance(v, int) for v in values):
+        return None
+    axes: list[int] = list(range(rank))
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        given = symbols.values(node.inputs[3])
+        if given is None or not all(isinstance(v, int) for v in given):
+            return None
+        axes = [int(a) % rank for a in given]
+    if len(values) != 2 * len(axes):
+        return None
+    return {a: (values[i], values[i + len(axes)]) for i, a in enumerate(axes)}
+
+
+def _pad(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
+    dims = symbols.dims(node.inputs[0])
+    if dims is None:
+        return None
+    amounts = pad_amounts(symbols, node, len(dims))
+    if amounts is None:
+        return [None] * len(dims)
+    return [_plus(d, sum(amounts.get(i, (0, 0)))) for i, d in enumerate(dims)]
+
+
+def _plus(dim: Dim, amount: int) -> int | str | None:
+    if amount == 0:
+        return dim
+    return dim + amount if isinstance(dim, int) else None
+
+
+def _split(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
+    dims = symbols.dims(node.inputs[0])
+    if dims is None:
+        return None
+    axis = int(node.attrs.get("axis", 0)) % len(dims)
+    sizes: Sequence[Any] | None = node.attrs.get("split")
+    if len(node.inputs) > 1 and node.inputs[1].name:
+        sizes = symbols.values(node.inputs[1])
+    position = next(i for i, output in enumerate(node.outputs) if output is tensor)
+    extent = sizes[position] if sizes is not None and len(sizes) == len(node.outputs) else None
+    return [extent if i == axis else d for i, d in enumerate(dims)]
+
+
+def _convolution_transposed(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
+    x, w = symbols.dims(node.inputs[0]), symbols.dims(node.inputs[1])
+    if x is None or w is None or len(x) != len(w):
+        return None
+    channels = w[1] * int(node.attrs.get("group", 1)) if isinstance(w[1], int) else None
+    return [x[0], channels, *[None] * (len(x) - 2)]
+
+
+def _pool(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
+    dims = symbols.dims(node.inputs[0])
+    return None if dims is None else [*dims[:2], *[None] * (len(dims) - 2)]
+
+
 def _shape(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
     values = symbols.values(node.outputs[0])
     return None if values is None else [len(values)]
@@ -434,15 +501,30 @@ def _gather_dims(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence
     return [*data[:axis], *indices, *data[axis + 1 :]]
 
 
+def resize_scales(symbols: Symbols, node: gs.Node, rank: int) -> Any | None:
+    """The scales of a Resize, one per axis, where it is given scales and they are known."""
+    if len(node.inputs) < 3 or not node.inputs[2].name or "axes" in node.attrs:
+        return None
+    given = node.inputs[2]
+    scales: Any = np.asarray(given.values).reshape(-1) if isinstance(given, gs.Constant) else symbols.values(given)
+    return scales if scales is not None and len(scales) == rank else None
+
+
 def _resize(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
     dims = symbols.dims(node.inputs[0])
     if dims is None:
         return None
+    policy = node.attrs.get("keep_aspect_ratio_policy", "stretch")
+    if "axes" in node.attrs or policy not in ("stretch", b"stretch"):
+        return [None] * len(dims)
     if len(node.inputs) > 3 and node.inputs[3].name:
         sizes = symbols.values(node.inputs[3])
         if sizes is not None and len(sizes) == len(dims):
             return sizes
-    return [*dims[:2], *[None] * (len(dims) - 2)]
+    scales = resize_scales(symbols, node, len(dims))
+    if scales is None:
+        return [None] * len(dims)
+    return [d if s == 1 else None for d, s in zip(dims, scales, strict=True)]
 
 
 _DIM_RULES: dict[str, Callable[[Symbols, gs.Node, gs.Tensor], Sequence[int | str | None] | None]] = {
@@ -459,7 +541,11 @@ _DIM_RULES: dict[str, Callable[[Symbols, gs.Node, gs.Tensor], Sequence[int | str
     "Slice": _slice,
     "Shape": _shape,
     "ConstantOfShape": _constant_of_shape,
+    "Pad": _pad,
+    "Split": _split,
     "Conv": _convolution,
+    "ConvTranspose": _convolution_transposed,
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Gather": _gather_dims,
@@ -475,6 +561,14 @@ _DIM_RULES: dict[str, Callable[[Symbols, gs.Node, gs.Tensor], Sequence[int | str
 
 def _values_same(symbols: Symbols, node: gs.Node) -> Values | None:
     return symbols.values(node.inputs[0])
+
+
+def _values_cast(symbols: Symbols, node: gs.Node) -> Values | None:
+    """Numbers keep their value in every type that exporters compute shapes in; a truth value is 0 or 1."""
+    values = symbols.values(node.inputs[0])
+    if values is None or int(node.attrs.get("to", 0)) != onnx.TensorProto.BOOL:
+        return values
+    return tuple(int(bool(v)) if isinstance(v, int) else f"{node.outputs[0].name}[{i}]" for i, v in enumerate(values))
 
 
 def _values_shape(symbols: Symbols, node: gs.Node) -> Values | None:
@@ -500,7 +594,7 @@ def _values_concat(symbols: Symbols, node: gs.Node) -> Values | None:
             dims = symbols.dims(tensor)
             if dims is None or len(dims) != 1 or not isinstance(dims[0], int) or dims[0] > _MAX_ELEMENTS:
                 return None
-            values = tuple(f"{tensor.name}[{i}]" for i in range(dims[0]))
+            values = tuple(f"{_UNSURE}{tensor.name}[{i}]" for i in range(dims[0]))
         out.extend(values)
     return tuple(out)
 
@@ -524,6 +618,14 @@ def _values_constant_of_shape(symbols: Symbols, node: gs.Node) -> Values | None:
     return (int(number),) * count if count <= _MAX_ELEMENTS and number == int(number) else None
 
 
+_UNSURE = "?"
+"""Starts the name of an integer that need not be an extent: it may be 0 or negative."""
+
+
+def _unsure(*values: Dim) -> bool:
+    return any(isinstance(v, str) and v.startswith(_UNSURE) for v in values)
+
+
 def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Symbols, gs.Node], Values | None]:
     def rule(symbols: Symbols, node: gs.Node) -> Values | None:
         a, b = symbols.values(node.inputs[0]), symbols.values(node.inputs[1])
@@ -531,7 +633,10 @@ def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Sy
             return None
         length = max(len(a), len(b))
         a, b = a * (length // len(a)) if len(a) == 1 else a, b * (length // len(b)) if len(b) == 1 else b
-        return tuple(function(x, y, f"{node.outputs[0].name}[{i}]") for i, (x, y) in enumerate(zip(a, b, strict=True)))
+        return tuple(
+            function(x, y, f"{_UNSURE if _unsure(x, y) else ''}{node.outputs[0].name}[{i}]")
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+        )
 
     return rule
 
@@ -552,7 +657,7 @@ def _add(a: Dim, b: Dim, name: str) -> Dim:
 def _sub(a: Dim, b: Dim, name: str) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return a - b
-    return 0 if a == b else a if b == 0 else name
+    return 0 if a == b else a if b == 0 else name if name.startswith(_UNSURE) else _UNSURE + name
 
 
 def _div(a: Dim, b: Dim, name: str) -> Dim:
@@ -565,7 +670,7 @@ def _equal(a: Dim, b: Dim, name: str) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return int(a == b)
     number = a if isinstance(a, int) else b
-    if isinstance(number, int) and number < 0:
+    if isinstance(number, int) and number < 0 and not _unsure(a, b):
         return 0  # an extent is never negative
     return 1 if a == b else name
 
@@ -586,12 +691,13 @@ def _values_where(symbols: Symbols, node: gs.Node) -> Values | None:
         return None
     out: list[Dim] = []
     for i, (c, y, n) in enumerate(zip(condition, yes, no, strict=True)):
-        out.append((y if c else n) if isinstance(c, int) else y if y == n else f"{node.outputs[0].name}[{i}]")
+        out.append((y if c else n) if isinstance(c, int) else y if y == n else f"{_UNSURE}{node.outputs[0].name}[{i}]")
     return tuple(out)
 
 
 _VALUE_RULES: dict[str, Callable[[Symbols, gs.Node], Values | None]] = {
-    **dict.fromkeys(("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Floor", "Ceil"), _values_same),
+    **dict.fromkeys(("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Floor", "Ceil"), _values_same),
+    "Cast": _values_cast,
     "Shape": _values_shape,
     "Gather": _values_gather,
     "Concat": _values_concat,

@@ -8,7 +8,7 @@ spread over the output indices). Terms are summed while they are small: equal st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from msconv_deploy.surgery.engine.contraction import Contraction
 from msconv_deploy.surgery.engine.editing import GraphBuilder
 
 FULL, ONE, TABLE = "full", "one", "table"
+_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def combine(
         spread = []
         for term in groups:
             if term.states[axis] == TABLE:
-                name = builder.add("Gather", term.name, index(axis), axis=axis + 2, hint="spread")
+                name = _spread(builder, term, axis, tables[axis], index(axis))
                 states = tuple(FULL if a == axis else s for a, s in enumerate(term.states))
                 term = Term(name, states)
             spread.append(term)
@@ -143,10 +144,39 @@ def combine(
     return total
 
 
+def _spread(builder: GraphBuilder, term: Term, axis: int, table: AxisTable | None, index: str) -> str:
+    """The rows of a term's table at every output index.
+
+    Along any axis but the last, Gather copies whole rows of memory. Along the last one it copies single elements, several
+    times slower, so a large term is put together from its few border columns and one interior column, expanded:
+
+        concat(gather(table, index[:before]), expand(table[interior], max(0, n - before - after)), gather(table, the rest))
+    """
+    assert table is not None  # the term has a table along the axis
+    interior = table.interior()
+    if axis != len(term.states) - 1 or FULL not in term.states or interior is None:
+        return builder.add("Gather", term.name, index, axis=axis + 2, hint="spread")
+    row, before, after = interior
+    at, rank = axis + 2, len(term.states) + 2
+    count = builder.add("Shape", index)
+    rest = builder.maximum(builder.add("Sub", count, builder.ints([after])), builder.ints([before]))
+    inside = builder.add("Sub", rest, builder.ints([before]))
+    column = builder.add("Gather", term.name, builder.ints([row]), axis=at)
+    shape = builder.add("Concat", builder.ints([1] * (rank - 1)), inside, axis=0)
+    parts = [builder.add("Expand", column, shape, hint="interior")]
+    if before:
+        head = builder.add("Slice", index, builder.ints([0]), builder.ints([before]))
+        parts.insert(0, builder.add("Gather", term.name, head, axis=at, hint="border"))
+    if after:
+        tail = builder.add("Slice", index, rest, builder.ints([_END]))
+        parts.append(builder.add("Gather", term.name, tail, axis=at, hint="border"))
+    return builder.add("Concat", *parts, axis=at, hint="spread") if len(parts) > 1 else parts[0]
+
+
 def _summed(builder: GraphBuilder, terms: list[Term]) -> list[Term]:
     """Terms of equal states added up."""
-    sums: dict[tuple[str, ...], str] = {}
+    sums: dict[tuple[str, ...], Term] = {}
     for term in terms:
         before = sums.get(term.states)
-        sums[term.states] = term.name if before is None else builder.add("Add", before, term.name)
-    return [Term(name, states) for states, name in sums.items()]
+        sums[term.states] = term if before is None else replace(term, name=builder.add("Add", before.name, term.name))
+    return list(sums.values())
