@@ -62,6 +62,13 @@ class Chain:
     def conv(self, outputs: int, inputs: int, kernel: int) -> Chain:
         return self.then("Conv", random(outputs, inputs, kernel, kernel) / 100, pads=[kernel // 2] * 4)
 
+    def split(self, count: int) -> Chain:
+        """Append a Split of the last axis into parts of 1; the first one is the result."""
+        names = [f"part{i}" for i in range(count)]
+        self.nodes.append(helper.make_node("Split", [self.last], names, axis=-1))
+        self.last = names[0]
+        return self
+
     def model(self) -> bytes:
         graph = helper.make_graph(
             self.nodes,
@@ -247,15 +254,24 @@ def reorders(clock: Clock, elementwise: float) -> list[Sample]:
     return [s for s in samples if s.seconds > 0]
 
 
-def single_values(clock: Clock) -> tuple[float, float]:
-    """Seconds of a node on next to nothing, and per element of a Gather along the last axis."""
+def small_nodes(clock: Clock) -> float:
+    """Seconds of a node on next to nothing."""
     one, many = Chain(1, 4).then("Neg"), Chain(1, 4).then("Neg")
     for _ in range(50):
         many.then("Slice", np.array([0]), np.array([4]), np.array([1]))
-    node = (clock(many) - clock(one)) / 50
+    return (clock(many) - clock(one)) / 50
+
+
+def pieces(clock: Clock) -> dict[str, float]:
+    """Seconds per contiguous piece that is copied along the last axis."""
     rows = np.concatenate([[0], np.ones(126, np.int64), [2]])
-    gather = clock(Chain(2, 32, 128, 4).then("Gather", rows, axis=3)) / (2 * 32 * 128 * 128)
-    return node, gather
+    count = 2 * 32 * 128
+    two = random(2, 32, 128, 1)
+    return {
+        "Gather": clock(Chain(2, 32, 128, 4).then("Gather", rows, axis=3)) / (count * 128),
+        "Concat": clock(Chain(2, 32, 128, 1).then("Concat", two, two, two, axis=3)) / (count * 4),
+        "Split": clock(Chain(2, 32, 128, 4).split(4)) / (count * 4),
+    }
 
 
 def main() -> None:
@@ -277,12 +293,11 @@ def main() -> None:
         "transposed": transposed(clock),
         "product": products(clock),
     }
-    node, gather = single_values(clock)
     result = {
         "command": f"python benchmarks/microbenchmarks.py --sessions {args.sessions} --seconds {args.seconds}",
         "versions": installed_versions(),
-        "node": node,
-        "element_gather": gather,
+        "node": small_nodes(clock),
+        "piece": pieces(clock),
         "contractions": {kind: fit(samples) for kind, samples in contractions.items()},
         "bytes": {kind: fit(samples) for kind, samples in bytes_kinds.items()},
         "samples": {

@@ -1,6 +1,7 @@
 """The smallest network that shows everything: all four sources, both padding semantics, two configurations.
 
-`make_checkpoint()` writes its weights, which are random but seeded; nothing is trained here.
+`Tiled` is what people write today: the same sources, tiled and concatenated. `make_checkpoints()` writes the weights, which
+are random but seeded; nothing is trained here.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from msconv_deploy.nn import MSConv2d
+from msconv_deploy.nn import MSConv2d, tile_and_concatenate
 
-CHECKPOINT = Path(__file__).with_name("minimal.safetensors")
+FOLDER = Path(__file__).parent
 
 
 class Minimal(nn.Module):
@@ -31,13 +32,30 @@ class Minimal(nn.Module):
         return image + self.last(x)
 
 
-def make_checkpoint(path: Path = CHECKPOINT, seed: int = 0) -> None:
+class Tiled(nn.Module):
+    """The same inputs, tiled over the image and concatenated in front of both convolutions."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3 + 2 + 2 + 4, width, 3, padding=1)
+        self.second = nn.Conv2d(width + 4, width, 5, padding="same")
+        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.activation = nn.ReLU()
+
+    def forward(self, image: Tensor, rows: Tensor, columns: Tensor, scalars: Tensor) -> Tensor:
+        x = self.activation(self.first(tile_and_concatenate(image, rows, columns, scalars)))
+        x = self.activation(self.second(tile_and_concatenate(x, nc=scalars)))
+        return image + self.last(x)
+
+
+def make_checkpoints(folder: Path = FOLDER, seed: int = 0) -> None:
     """Write seeded random weights as safetensors."""
     from safetensors.torch import save_file
 
-    torch.manual_seed(seed)
-    save_file(Minimal().state_dict(), path)
+    for name, network in (("minimal", Minimal), ("tiled", Tiled)):
+        torch.manual_seed(seed)
+        save_file(network().state_dict(), folder / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
-    make_checkpoint()
+    make_checkpoints()

@@ -18,6 +18,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace output files
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random numbers; it is recorded in the report.")]
 QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors and the verdict only.")]
 VerboseOption = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Say more; twice for debugging.")]
+InputShapeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shape", metavar="NAME:1x3x64x64", help="Shape of an input with dynamic dimensions; repeatable."
+    ),
+]
 
 
 def start(quiet: bool, verbose: int) -> None:

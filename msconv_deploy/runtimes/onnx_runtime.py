@@ -10,6 +10,7 @@ import onnxruntime
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
 from msconv_deploy.errors import BadInputError, NotAvailableError
+from msconv_deploy.model_files import serialized
 from msconv_deploy.runtimes.settings import Settings
 
 NAME = "ort"
@@ -68,7 +69,7 @@ def make_session(
     source: str | bytes = str(path)
     if model is not None:
         options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(Path(path).resolve().parent))
-        source = model.SerializeToString()
+        source = serialized(model, Path(path).parent)
     try:
         return onnxruntime.InferenceSession(source, options, providers=[settings.provider])
     except Exception as error:  # its exception classes have no common base

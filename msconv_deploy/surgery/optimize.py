@@ -7,14 +7,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from msconv_deploy.ops.forms import default_opset
+from msconv_deploy.surgery.choice.choose import Choice, When, choose
+from msconv_deploy.surgery.choice.extents import InputShapes, check_input_shapes
+from msconv_deploy.surgery.choice.timing import random_feeds
+from msconv_deploy.surgery.choice.tune import Candidate, Plan
+from msconv_deploy.surgery.choice.tune import tune as tune_plan
 from msconv_deploy.surgery.engine.contraction import Contraction, Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
 from msconv_deploy.surgery.engine.editing import EditableModel
@@ -22,9 +28,6 @@ from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.rules import tile_concat_conv
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
 from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site
-
-When = Literal["faster", "always"]
-_MAX_PASSES = 8
 
 
 @dataclass
@@ -46,56 +49,123 @@ class Result:
         return any(site.decision == "rewritten" for site in self.sites)
 
 
-def inspect_model(model: onnx.ModelProto, folder: Path) -> Result:
+Progress = Callable[[str], None]
+Chooser = Callable[[EditableModel, Symbols, Sequence[Match]], list[Choice]]
+
+
+def inspect_model(
+    model: onnx.ModelProto, folder: Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+) -> Result:
     """Find the sites of a model without changing it (its external data lies in ``folder``)."""
-    return _one_pass(Result(model), folder, "always", dry=True)
+    shapes = _checked(model, input_shapes)
+    return _one_pass(Result(model), folder, partial(choose, when="faster", shapes=shapes), dry=True)
 
 
-def optimize_model(model: onnx.ModelProto, folder: Path, when: When = "faster") -> Result:
+def optimize_model(
+    model: onnx.ModelProto,
+    folder: Path,
+    when: When = "faster",
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    tune: bool = False,
+    progress: Progress | None = None,
+) -> Result:
     """Rewrite the sites of a model.
 
     Args:
         model: not changed.
         folder: where its external data lies.
         when: ``faster`` leaves sites whose estimated gain is below the margin; ``always`` rewrites every valid site.
+        input_shapes: extents of inputs for the estimates, by name; defaults stand in for dynamic ones that are missing.
+        tune: measure the candidates on this machine instead of estimating them.
+        progress: is told in words what is done now.
     """
+    shapes = _checked(model, input_shapes)
+    if tune:
+        return _tuned(model, folder, when, shapes, progress)
+    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes))
+
+
+def _all_passes(model: onnx.ModelProto, folder: Path, chooser: Chooser) -> Result:
     result = Result(model)
-    for _ in range(_MAX_PASSES):  # a rewritten site whose output is uniform makes sites of those that read it
+    while True:  # a rewritten site whose output is uniform makes sites of those that read it
         before = sum(site.decision == "rewritten" for site in result.sites)
-        result = _one_pass(result, folder, when)
+        result = _one_pass(result, folder, chooser)
         if sum(site.decision == "rewritten" for site in result.sites) == before:
-            break
-    return result
+            return result
 
 
-def _one_pass(result: Result, folder: Path, when: When, dry: bool = False) -> Result:
+def _tuned(model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes, progress: Progress | None) -> Result:
+    """Optimize by measuring: see ``choice.tune``."""
+
+    def optimized(plan: Plan | None, mode: When = "always") -> Result:
+        def by_plan(editable: EditableModel, symbols: Symbols, matches: Sequence[Match]) -> list[Choice]:
+            choices = choose(editable, symbols, matches, mode, shapes)
+            for choice, found in zip(choices, matches, strict=True):
+                spelling = choice.lowering if plan is None else plan.get(found.node.outputs[0].name)
+                if plan is not None:
+                    choice.rewrite, choice.reason = spelling is not None, "measured"
+                choice.lowering = spelling or choice.lowering
+            return choices
+
+        return _all_passes(model, folder, by_plan)
+
+    every, estimated = optimized(None), optimized(None, when)
+    promising = sorted(every.sites, key=lambda site: site.estimated_gain or 1.0, reverse=True)
+    leave = (None,) if when == "faster" else ()
+    tuned = tune_plan(
+        model,
+        folder,
+        random_feeds(model, shapes),
+        [_plan(every), _plan(estimated)],
+        [Candidate(site.output, (*site.spellings, *leave)) for site in promising],
+        lambda plan: optimized(plan).model,
+        may_keep_original=when == "faster",
+        progress=progress,
+    )
+    return optimized(tuned.plan)
+
+
+def _plan(result: Result) -> Plan:
+    return {site.output: site.lowering for site in result.sites if site.decision == "rewritten"}
+
+
+def _checked(model: onnx.ModelProto, shapes: InputShapes | None) -> InputShapes:
+    check_input_shapes(model, shapes or {})
+    return shapes or {}
+
+
+def _one_pass(result: Result, folder: Path, chooser: Chooser, dry: bool = False) -> Result:
     opset = default_opset(result.model)
     editable = EditableModel(result.model, folder, opset)
     symbols = Symbols(editable.inferred)
     decomposer = Decomposer(symbols, opset)
     made = {node.name for node in result.model.graph.node if any(p.key == "msconv.rule" for p in node.metadata_props)}
-    kept = [site for site in result.sites if site.decision == "rewritten"]
-    after = Result(result.model, kept)
-    changed = False
-    for node in list(editable.graph.nodes):
+    after = Result(result.model, [site for site in result.sites if site.decision == "rewritten"])
+    matches = []
+    for node in editable.graph.nodes:
         if node.name in made:
             continue
         found = tile_concat_conv.match(node, symbols, decomposer)
         if isinstance(found, Refusal):
             after.near_misses.append(NearMiss(node_name(node), node.op, found.reason, list(found.nodes)))
         elif isinstance(found, Match):
-            site = _site(found)
-            after.sites.append(site)
-            if not dry and _rewrite(editable, symbols, found, site, len(after.sites)):
-                changed = True
+            matches.append(found)
+    changed = False
+    for found, choice in zip(matches, chooser(editable, symbols, matches), strict=True):
+        site = _site(found, choice)
+        after.sites.append(site)
+        if choice.rewrite and not dry:
+            changed |= _rewrite(editable, symbols, found, site)
     if changed:
         after.model = editable.export()
     return after
 
 
-def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site, number: int) -> bool:
+def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site) -> bool:
     """Rewrite one site in the graph; False if something that is needed turns out not to be known."""
-    builder = tile_concat_conv.rewrite(editable, symbols, found, editable.new_prefix(f"{site.node}/msconv"))
+    prefix = editable.new_prefix(f"{site.node}/msconv")
+    builder = tile_concat_conv.rewrite(editable, symbols, found, prefix, site.lowering)
     if isinstance(builder, Refusal):
         site.reason = builder.reason
         return False
@@ -110,15 +180,21 @@ def node_name(node: gs.Node) -> str:
     return str(node.name or (node.outputs[0].name if node.outputs else node.op))
 
 
-def _site(found: Match) -> Site:
+def _site(found: Match, choice: Choice) -> Site:
     segments = [
         SegmentInfo(start, s.size, sorted(s.uniform), list(s.found))
         for start, s in zip(found.starts, found.segments, strict=True)
     ]
     node = found.node
-    return Site(
+    site = Site(
         node_name(node), node.op, node.outputs[0].name, _geometry(found.contraction), segments, tile_concat_conv.ID
     )
+    site.lowering, site.reason, site.spellings = choice.lowering, choice.reason, list(choice.spellings)
+    if choice.cost is not None:
+        site.macs_before, site.macs_after = choice.cost.before.macs, choice.cost.after.macs
+        site.bytes_before, site.bytes_after = choice.cost.before.bytes, choice.cost.after.bytes
+        site.estimated_gain = choice.cost.gain
+    return site
 
 
 def _geometry(contraction: Contraction) -> str:

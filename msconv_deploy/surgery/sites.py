@@ -36,7 +36,8 @@ class Site:
         rule: id of the rule that matches.
         decision: what was done.
         reason: why it was left, or how it was rewritten.
-        lowering: how it was spelled.
+        lowering: how it was spelled, or would be if it was left.
+        spellings: the lowerings that it could have.
         macs_before, macs_after: multiply-accumulates at the estimated shapes, None where they are not known.
         bytes_before, bytes_after: bytes read and written by the site and what only it needs, likewise.
         estimated_gain: estimated time before / after for the site, likewise.
@@ -51,6 +52,7 @@ class Site:
     decision: Decision = "left"
     reason: str = ""
     lowering: str = ""
+    spellings: list[str] = field(default_factory=list)
     macs_before: int | None = None
     macs_after: int | None = None
     bytes_before: int | None = None

@@ -108,8 +108,8 @@ def collect(
 
     for inputs in _wanted(graph, options):
         attempt(inputs)
-    if not options.inputs.sizes and not options.inputs.files:
-        for inputs in _larger(graph, options):
+    if options.inputs.wants_defaults:
+        for inputs in _larger(graph, options, len(usable) + len(refused)):
             if len(usable) >= ENOUGH:
                 break
             attempt(inputs)
@@ -122,24 +122,25 @@ def tensor_tolerance(graph: OnnxGraph, options: ValidationOptions, name: str) ->
 
 
 def _wanted(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs]:
-    """The user's files and sizes, or the default sizes."""
+    """The user's files and sizes, and the default sizes if they are wanted; no size twice."""
     index = 0
     for path in options.inputs.files:
         yield from_file(graph.inputs, Path(path), options.inputs, index)
         index += 1
     sizes = [complete_size(size, graph.inputs) for size in options.inputs.sizes]
-    for size in sizes or ([] if options.inputs.files else default_sizes(graph.inputs)):
+    if options.inputs.wants_defaults:
+        sizes += [size for size in default_sizes(graph.inputs) if size not in sizes]
+    for size in sizes:
         yield generate(graph.inputs, size, options.inputs, index)
         index += 1
 
 
-def _larger(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs]:
-    """The larger default sizes; none for a model of static shapes."""
-    first = default_sizes(graph.inputs)
-    tried = {size_text(size) for size in first}
-    for index, size in enumerate(default_sizes(graph.inputs, larger=True), len(first)):
+def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs]:
+    """The larger default sizes, numbered from ``index``; none for a model of static shapes."""
+    tried = {size_text(size) for size in (*default_sizes(graph.inputs), *options.inputs.sizes)}
+    for number, size in enumerate(default_sizes(graph.inputs, larger=True), index):
         if size_text(size) not in tried:
-            yield generate(graph.inputs, size, options.inputs, index)
+            yield generate(graph.inputs, size, options.inputs, number)
 
 
 def _try(

@@ -44,10 +44,12 @@ class SearchFailed(Exception):  # noqa: N818  (an outcome that is reported, not 
 class ExposedModel:
     """A copy of a file whose intermediate tensors can be read: functions inlined, tensors added as outputs."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, model: onnx.ModelProto | None = None) -> None:
+        """``model``: what to look into instead of the file; it must be ours to change."""
         self.path = path
         self.settings = settings
-        model = load_structure(path)
+        if model is None:
+            model = load_structure(path)
         # A call of a function says where it comes from; the nodes of its body do not. Its outputs keep their names.
         self.caller = {name: node for node in model.graph.node for name in node.output if name}
         self.model = inliner.inline_local_functions(model) if model.functions else model
@@ -117,6 +119,34 @@ def diverges_from_onnx(
     """
     tested = ExposedModel(graph.path, settings)
     other = ExposedModel(reference, Settings(threads=settings.threads, optimization="none"))
+    return _between(graph, tested, other, inputs, tolerance)
+
+
+def diverges_between(
+    graph: OnnxGraph,
+    path: Path,
+    tested: onnx.ModelProto,
+    reference: onnx.ModelProto,
+    inputs: Inputs,
+    settings: Settings,
+    tolerance: Tolerance,
+) -> Divergence:
+    """The same for two models in memory whose external data lies beside ``path``; both are copied.
+
+    Args:
+        graph: of the reference.
+    """
+    plain = Settings(threads=settings.threads, optimization="none")
+    copies = (onnx.ModelProto(), onnx.ModelProto())
+    for copy, model in zip(copies, (tested, reference), strict=True):
+        copy.CopyFrom(model)
+    one, other = ExposedModel(path, plain, copies[0]), ExposedModel(path, plain, copies[1])
+    return _between(graph, one, other, inputs, tolerance)
+
+
+def _between(
+    graph: OnnxGraph, tested: ExposedModel, other: ExposedModel, inputs: Inputs, tolerance: Tolerance
+) -> Divergence:
     common = [
         name
         for name in sorted(tested.producer, key=tested.position.__getitem__)

@@ -166,16 +166,33 @@ def read_graph(path: Path | str) -> OnnxGraph:
     Raises:
         BadInputError: see :func:`load_structure`; or an input is not a tensor of numbers.
     """
-    model = load_structure(path)
-    constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    return graph_of(load_structure(path), path)
+
+
+def graph_of(model: onnx.ModelProto, path: Path | str) -> OnnxGraph:
+    """Analyse a model that is in memory; ``path`` is the file that it belongs to.
+
+    Raises:
+        BadInputError: an input is not a tensor of numbers.
+    """
     graph = OnnxGraph(
         path=Path(path),
-        inputs=[_spec(path, v) for v in model.graph.input if v.name not in constants],
+        inputs=graph_inputs(model, path),
         outputs=[_spec(path, v) for v in model.graph.output],
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
     )
     _analyse(graph, model)
     return graph
+
+
+def graph_inputs(model: onnx.ModelProto, path: Path | str) -> list[TensorSpec]:
+    """Graph inputs that are not initializers, in order.
+
+    Raises:
+        BadInputError: one is not a tensor of numbers.
+    """
+    constants = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    return [_spec(path, value) for value in model.graph.input if value.name not in constants]
 
 
 def _spec(path: Path | str, value: onnx.ValueInfoProto) -> TensorSpec:

@@ -8,14 +8,17 @@ exporter writes them.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.validation.graph import Dim, TensorSpec
@@ -39,6 +42,9 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
 # Tried in this order, when the reference refuses most of the above (a U-Net wants multiples of its stride), until
 # ENOUGH sizes work.
 ENOUGH = 2
+_LARGEST_MENTIONED = 1024
+_MOST_ELEMENTS = 1 << 30  # of one input
+_MENTIONED = 8  # extents that are taken from the model's own tensors where nothing else works
 _LARGER_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (64, 96)),
     (2, (160, 128)),
@@ -70,12 +76,19 @@ class InputOptions:
         seed: of all random numbers.
         ranges: input -> (low, high): floats uniform in [low, high), integers uniform in low..high, both included.
         files: NumPy ``.npz`` files; an input found there is taken from it. Each file is one set of inputs.
+        also_defaults: the default sizes are used in addition to ``sizes`` and ``files``.
     """
 
     sizes: Sequence[Size] = ()
     seed: int = DEFAULT_SEED
     ranges: Mapping[str, Range] = field(default_factory=dict)
     files: Sequence[Path] = ()
+    also_defaults: bool = False
+
+    @property
+    def wants_defaults(self) -> bool:
+        """Are the default sizes to be used?"""
+        return self.also_defaults or not (self.sizes or self.files)
 
 
 # -- symbolic dimensions ---------------------------------------------------------------------------------------------
@@ -210,6 +223,25 @@ def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Si
     return sizes
 
 
+def mentioned_sizes(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> list[Size]:
+    """Sizes made of extents that the model's own tensors have, the most frequent first; the last resort.
+
+    A file may call an extent dynamic and still work at one value only, that of a constant of that extent.
+    """
+    shapes = [list(tensor.dims) for tensor in model.graph.initializer]
+    shapes += [[dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in model.graph.value_info]
+    found = Counter(extent for shape in shapes for extent in shape[2:] if 1 < extent <= _LARGEST_MENTIONED)
+    batch = batch_symbols(inputs)
+    symbols = free_symbols(inputs)
+    if set(symbols) <= batch:
+        return []
+    return [
+        {symbol: n if symbol in batch else extent for symbol in symbols}
+        for extent, _ in found.most_common(_MENTIONED)
+        for n in (1, 2)
+    ]
+
+
 def complete_size(size: Size, inputs: Sequence[TensorSpec]) -> Size:
     """A user's size with every symbol filled in.
 
@@ -256,6 +288,10 @@ def check_ranges(inputs: Sequence[TensorSpec], options: InputOptions) -> None:
 
 def _random(spec: TensorSpec, size: Size, options: InputOptions, rng: np.random.Generator) -> np.ndarray:
     shape = tuple(extent(dim, size) for dim in spec.dims)
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise BadInputError(
+            f"input {spec.name} would have shape {list(shape)} for {size_text(size)}: too large to test"
+        )
     kind = spec.dtype.kind
     limits = options.ranges.get(spec.name)
     if kind == "b":

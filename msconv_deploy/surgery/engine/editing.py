@@ -108,7 +108,7 @@ class EditableModel:
         # Weights that were not read into memory are not to be made there either.
         self._spool = Spool() if any(is_inline_reference(t) for t in model.graph.initializer) else None
         self._skeleton, self._weights = skeleton_of(model)
-        self.inferred = _infer(self._skeleton)
+        self.inferred, self._stale = _infer(self._skeleton)
         self.graph = gs.import_onnx(self._skeleton)
         for tensor in self.graph.tensors().values():
             if isinstance(tensor, gs.Constant) and tensor.name in self._weights:
@@ -184,7 +184,8 @@ class EditableModel:
         graph.quantization_annotation.extend(annotations)
         alive.update(entry.value for a in annotations for entry in a.quant_parameter_tensor_names)
         graph.initializer.extend(t for t in (*before.initializer, *self._new_constants) if t.name in alive)
-        graph.value_info.extend(v for v in before.value_info if v.name in alive)
+        if not self._stale:
+            graph.value_info.extend(v for v in before.value_info if v.name in alive)
         imported = {entry.domain for entry in result.opset_import}
         if DOMAIN not in imported and any(node.domain == DOMAIN for node in graph.node):
             result.opset_import.add(domain=DOMAIN, version=DOMAIN_VERSION)
@@ -270,11 +271,12 @@ def _constant_value(node: gs.Node) -> Any:
     return None
 
 
-def _infer(skeleton: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
-    """Extents of the tensors by shape inference.
+def _infer(skeleton: onnx.ModelProto) -> tuple[dict[str, tuple[int | str | None, ...]], bool]:
+    """Extents of the tensors by shape inference; and is what the file says of them stale?
 
     What the file itself says of intermediate tensors helps where inference finds nothing, but it is stale in files whose
-    inputs were made dynamic by hand: where it contradicts what follows from the inputs, all of it is left out.
+    inputs were made dynamic by hand: where it contradicts what follows from the inputs, all of it is left out (a runtime
+    that believed it would reuse memory of the wrong size).
     """
     bare = _without_declarations(skeleton)
     followed = _extents(_inferred(bare))
@@ -285,8 +287,8 @@ def _infer(skeleton: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]
             isinstance(s, int) and d is not None and s != d and not str(d).startswith("unk__")
             for s, d in zip(said, dims, strict=True)
         ):
-            return followed
-    return _extents(_inferred(skeleton))
+            return followed, True
+    return _extents(_inferred(skeleton)), False
 
 
 def _without_declarations(skeleton: onnx.ModelProto) -> onnx.ModelProto:

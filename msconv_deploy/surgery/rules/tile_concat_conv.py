@@ -15,19 +15,26 @@ the terms that broadcast. Saves the uniform channels' share of the contraction, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
+from msconv_deploy.errors import BadInputError
 from msconv_deploy.surgery.engine.axis_tables import AxisTable, axis_table, transposed_extent
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS, Contraction, Refusal, describe_contraction
 from msconv_deploy.surgery.engine.cores import Core, CoreEmitter, Existing, concatenated
 from msconv_deploy.surgery.engine.decomposition import RULES, Decomposer, Segment
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
-from msconv_deploy.surgery.engine.symbols import Dim, Symbols
+from msconv_deploy.surgery.engine.symbols import Dim, Symbols, operator
 from msconv_deploy.surgery.engine.terms import ONE, Term, combine, emit_term
 
 ID = "tile-concat-conv"
+
+BROADCAST_ADD, BORDER_GATHER = "broadcast-add", "border-gather"
+DYNAMIC_BIAS, EXPANDED_ADD = "dynamic-bias", "expanded-add"
+CORES_ONLY = "cores-only"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +64,37 @@ class Match:
     def dense_segments(self) -> list[tuple[int, Segment]]:
         return [(start, s) for start, s in zip(self.starts, self.segments, strict=True) if not s.uniform]
 
+    @property
+    def channels_per_group(self) -> int:
+        """Input channels of each group of a convolution."""
+        size = self.contraction.dims[self.contraction.channel_axis]
+        assert isinstance(size, int)
+        return size // self.contraction.group
+
+    def dense_per_group(self) -> list[int]:
+        """How many dense input channels each group of a convolution reads."""
+        per_group = self.channels_per_group
+        dense = [0] * self.contraction.group
+        for start, segment in self.dense_segments:
+            for group in range(self.contraction.group):
+                low, high = max(start, group * per_group), min(start + segment.size, (group + 1) * per_group)
+                dense[group] += max(0, high - low)
+        return dense
+
+    def grouped_weight(self, channels: list[int], groups: range | None = None) -> NDArray[Any]:
+        """[outputs of the groups, channels per group, *kernel]: a Conv's weight for some input channels, groups kept."""
+        contraction = self.contraction
+        outputs, per_group = contraction.out_channels // contraction.group, self.channels_per_group
+        parts, weight = [], contraction.weight
+        for group in range(contraction.group) if groups is None else groups:
+            own = [c % per_group for c in channels if c // per_group == group]
+            parts.append(weight[group * outputs : (group + 1) * outputs][:, own])
+        return np.concatenate(parts)
+
 
 def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Refusal | None:
     """The site at a node, why it is none, or None if nothing suggests one."""
-    if node.op not in CONTRACTIONS or len(node.inputs) < 2:
+    if operator(node) not in CONTRACTIONS or len(node.inputs) < 2:
         return None
     contraction = describe_contraction(node, symbols)
     if isinstance(contraction, Refusal):
@@ -69,8 +103,19 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
     if segments is None or not any(s.uniform for s in segments):
         return _near_miss(node)
     starts = tuple(int(n) for n in np.cumsum([0, *(s.size for s in segments[:-1])]))
-    return Match(contraction, segments, starts)
+    found = Match(contraction, segments, starts)
+    try:
+        _tables(found)
+    except BadInputError as reason:
+        return Refusal(f"it has no output: {reason}", (str(node.name),))
+    return found
 
+
+_LOOK = 200
+"""Tensors above a contraction that are searched for the shape which made an extent."""
+
+_SHAPED = ("Expand", "Reshape", "Resize")
+"""Operators with a shape as an input, whose entries with a name are extents of the result."""
 
 _NEAR = 24
 """Tensors above a contraction that are looked at for copies, only to decide what is worth reporting."""
@@ -91,8 +136,8 @@ def _near_miss(node: gs.Node) -> Refusal | None:
                 reason = f"{blocking[0].op} between the copies and the contraction is not computed per copy"
                 return Refusal(reason, (str(above.name), str(blocking[0].name)))
             return Refusal("which axes are copied does not follow from the file's structure", (str(above.name),))
-        if above.op not in CONTRACTIONS:
-            ends = blocking if above.op in RULES else (*blocking, above)
+        if operator(above) not in CONTRACTIONS:
+            ends = blocking if operator(above) in RULES else (*blocking, above)
             frontier.extend((t, ends) for t in above.inputs[:3] if t.inputs)
     return None
 
@@ -100,10 +145,44 @@ def _near_miss(node: gs.Node) -> Refusal | None:
 # -- rewriting -------------------------------------------------------------------------------------------------------
 
 
-def rewrite(editable: EditableModel, symbols: Symbols, found: Match, prefix: str) -> GraphBuilder | Refusal:
-    """The nodes that compute the site's output without its copies; the graph is not changed yet."""
+def lowerings(symbols: Symbols, found: Match) -> list[str]:
+    """The ways to spell a site, the one that is always right first.
+
+    * ``broadcast-add``, ``border-gather``: the sum of the terms is added to the dense contraction; in the latter some
+      term differs at the border;
+    * ``dynamic-bias``: the sum is the bias of the dense convolution: no pass over the output, and an activation behind it
+      stays part of it. Where the terms have one value per channel for all samples;
+    * ``expanded-add``: the sum is written out to full size before it is added, which lets ONNX Runtime make the addition
+      and an activation behind it part of the convolution. Where it knows all extents;
+    * ``cores-only``: nothing is dense.
+    """
+    contraction = found.contraction
+    if not found.dense_segments:
+        return [CORES_ONLY]
+    spatial = set(range(2, 2 + len(contraction.axes)))
+    uniform = [s for _, s in found.uniform_segments]
+    border = any(a + 2 in s.uniform for a, table in _tables(found).items() if table is not None for s in uniform)
+    names = [BORDER_GATHER if border else BROADCAST_ADD]
+    if contraction.axes and contraction.group == 1 and contraction.merged is None:
+        if not border and all(spatial <= s.uniform and s.core.dims[0] == 1 for s in uniform):
+            names.append(DYNAMIC_BIAS)
+        dims = symbols.dims(found.node.outputs[0])
+        known = dims is not None and all(isinstance(d, int) for d in dims)
+        if not border and known and not contraction.transposed:
+            names.append(EXPANDED_ADD)
+    return names
+
+
+def rewrite(
+    editable: EditableModel, symbols: Symbols, found: Match, prefix: str, lowering: str = ""
+) -> GraphBuilder | Refusal:
+    """The nodes that compute the site's output without its copies; the graph is not changed yet.
+
+    Args:
+        lowering: one of :func:`lowerings`; the one that is always right if empty.
+    """
     builder = GraphBuilder(prefix, editable.opset)
-    writer = _Writer(builder, symbols, found, editable.graph)
+    writer = _Writer(builder, symbols, found, editable.graph, lowering)
     try:
         writer.write()
     except _UnknownError as reason:
@@ -125,31 +204,37 @@ class _Run:
 
 def _runs(found: Match) -> list[_Run] | None:
     """The groups of a convolution as runs. None if a run's dense channels are not the same number in each group."""
-    contraction = found.contraction
-    size = contraction.dims[contraction.channel_axis]
-    assert isinstance(size, int)
-    per_group = size // contraction.group
-    dense = np.zeros(contraction.group, np.int64)
-    for start, segment in found.dense_segments:
-        for group in range(contraction.group):
-            low, high = max(start, group * per_group), min(start + segment.size, (group + 1) * per_group)
-            dense[group] += max(0, high - low)
+    contraction, dense = found.contraction, found.dense_per_group()
     runs, start = [], 0
     for stop in range(1, contraction.group + 1):
         if stop == contraction.group or dense[stop] != dense[start]:
-            runs.append(_Run(range(start, stop), int(dense[start])))
+            runs.append(_Run(range(start, stop), dense[start]))
             start = stop
     return runs
+
+
+def _tables(found: Match) -> dict[int, AxisTable | None]:
+    """Table of every spatial axis along which some segment is uniform."""
+    contraction = found.contraction
+    tables: dict[int, AxisTable | None] = {}
+    for i, axis in enumerate(contraction.axes):
+        if not any(i + 2 in s.uniform for _, s in found.uniform_segments):
+            continue
+        extent = contraction.dims[i + 2]
+        padding = contraction.output_padding[i] if contraction.transposed else 0
+        tables[i] = axis_table(axis, extent if isinstance(extent, int) else None, contraction.transposed, padding)
+    return tables
 
 
 class _Writer:
     """Writes one site."""
 
-    def __init__(self, builder: GraphBuilder, symbols: Symbols, found: Match, graph: gs.Graph) -> None:
+    def __init__(self, builder: GraphBuilder, symbols: Symbols, found: Match, graph: gs.Graph, lowering: str) -> None:
         self.builder = builder
         self.symbols = symbols
         self.found = found
         self.graph = graph
+        self.lowering = lowering
         self.contraction = found.contraction
         self.emitter = CoreEmitter(builder)
         self.output = found.node.outputs[0].name
@@ -161,7 +246,7 @@ class _Writer:
     def write(self) -> None:
         runs = _runs(self.found) if self.contraction.axes else [_Run(range(1), len(self._dense_channels()))]
         assert runs is not None
-        self.tables = self._tables()
+        self.tables = _tables(self.found)
         if len(runs) == 1:
             self._write_run(runs[0], self._name_of_result())
         else:
@@ -181,29 +266,47 @@ class _Writer:
         channels = [start + i for start, s in self.found.dense_segments for i in range(s.size)]
         if groups is None or self.contraction.group == 1:
             return channels
-        size = self.contraction.dims[self.contraction.channel_axis]
-        assert isinstance(size, int)
-        per_group = size // self.contraction.group
-        return [c for c in channels if c // per_group in groups]
+        return [c for c in channels if c // self.found.channels_per_group in groups]
 
     def _write_run(self, run: _Run, output: str | None) -> str:
-        dense = self._write_dense(run) if run.dense else None
-        terms = self._terms(run)
-        if not terms:
+        dense = self._write_dense(run, self._bias(run)) if run.dense else None
+        members = self._members(run)
+        if not members:
             assert dense is not None
-            return self._finish(dense, output)
+            self.last = self._finish(dense, output)
+            return self.last
+        terms = self._terms(members)
+        if dense is None:
+            terms.extend(self._bias_term(run))
         total = combine(self.builder, terms, self.tables, self._index)
         if dense is not None:
-            name = self.builder.add("Add", dense, total.name, output=output, hint="sum")
+            name = self.builder.add("Add", dense, self._full_size(total), output=output, hint="sum")
         else:
-            name = self._without_dense(run, total, output)
+            batch_lacks = all(segment.core.dims[0] == 1 for segment, _ in members)
+            name = self._without_dense(run, total, batch_lacks, output)
         self.last = name
         return name
+
+    def _write_with_bias(self, run: _Run, output: str | None) -> str:
+        """The dense convolution with the terms, one value per output channel, as its bias."""
+        members = self._members(run)
+        bias = self._bias(run)
+        if members:
+            total = combine(self.builder, self._terms(members), self.tables, self._index)
+            flat = self.builder.add("Reshape", total.name, self.builder.ints([-1]), hint="term_bias")
+            bias = self.builder.add("Add", flat, bias, hint="bias") if bias else flat
+        return self._write_dense(run, bias, output)
+
+    def _full_size(self, total: Term) -> str:
+        if self.lowering != EXPANDED_ADD:
+            return total.name
+        dims = self.symbols.dims(self.found.node.outputs[0])
+        return self.builder.add("Expand", total.name, self.builder.ints(list(dims or ())), hint="expanded")
 
     def _finish(self, name: str, output: str | None) -> str:
         return name if output is None else self.builder.add("Identity", name, output=output)
 
-    def _write_dense(self, run: _Run) -> str:
+    def _write_dense(self, run: _Run, bias: str | None, output: str | None = None) -> str:
         """The contraction of what is not uniform, with the original attributes."""
         contraction = self.contraction
         channels = self._dense_channels(run.groups)
@@ -223,9 +326,8 @@ class _Writer:
             attributes.pop(name, None)
         attributes["pads"] = [a.pad_before for a in contraction.axes] + [a.pad_after for a in contraction.axes]
         weight = self._dense_weight(run, channels)
-        bias = self._bias(run)
         operands = [x, self.builder.constant(weight), *([bias] if bias else [])]
-        y = self.builder.add(node.op, *operands, hint="dense", **attributes)
+        y = self.builder.add(node.op, *operands, output=output, hint="dense", **attributes)
         self.reference, self.dense_input = y, x
         return y
 
@@ -237,14 +339,7 @@ class _Writer:
         rows = slice(run.groups.start * outputs, run.groups.stop * outputs)
         if contraction.group == 1:
             return np.ascontiguousarray(contraction.weight[rows][:, channels])
-        size = contraction.dims[contraction.channel_axis]
-        assert isinstance(size, int)
-        per_group = size // contraction.group
-        parts = []
-        for group in run.groups:
-            own = [c % per_group for c in channels if c // per_group == group]
-            parts.append(contraction.weight[group * outputs : (group + 1) * outputs][:, own])
-        return np.ascontiguousarray(np.concatenate(parts))
+        return np.ascontiguousarray(self.found.grouped_weight(channels, run.groups))
 
     def _dense_source(self, run: _Run, channels: list[int]) -> str:
         """The dense channels as one tensor; the original one where they are all of it."""
@@ -270,55 +365,31 @@ class _Writer:
 
     # -- terms ---------------------------------------------------------------------------------------------------
 
-    def _terms(self, run: _Run) -> list[Term]:
-        """One term per set of uniform axes: their cores joined, their weights summed."""
+    def _members(self, run: _Run) -> list[tuple[Segment, NDArray[Any]]]:
+        """The uniform segments that a run reads, each with its weights; one at least where there is nothing dense."""
         axis = self.contraction.channel_axis
-        sets: dict[frozenset[int], list[tuple[int, Segment]]] = {}
+        members: list[tuple[Segment, NDArray[Any]]] = []
+        idle: list[tuple[Segment, NDArray[Any]]] = []
         for start, segment in self.found.uniform_segments:
-            sets.setdefault(segment.uniform - {axis}, []).append((start, segment))
+            weight = self.contraction.weight_of(list(range(start, start + segment.size)), run.groups)
+            if axis in segment.uniform:  # equal channels: one channel with the sum of their weights
+                weight = weight.astype(np.float64).sum(1, keepdims=True).astype(weight.dtype)
+            (members if weight.any() else idle).append((segment, weight))
+        return members or ([] if run.dense else idle[:1])
+
+    def _terms(self, members: list[tuple[Segment, NDArray[Any]]]) -> list[Term]:
+        """One term per set of uniform axes (and batch): their cores joined, their weights side by side."""
+        axis = self.contraction.channel_axis
+        sets: dict[tuple[frozenset[int], Dim], list[tuple[Core, NDArray[Any]]]] = {}
+        for segment, weight in members:
+            sets.setdefault((segment.uniform - {axis}, segment.core.dims[0]), []).append((segment.core, weight))
         terms = []
-        for uniform, members in sets.items():
-            cores, weights = [], []
-            for start, segment in members:
-                weight = self.contraction.weight_of(list(range(start, start + segment.size)), run.groups)
-                if axis in segment.uniform:  # equal channels: one channel with the sum of their weights
-                    weight = weight.astype(np.float64).sum(1, keepdims=True).astype(weight.dtype)
-                if not weight.any():
-                    continue
-                cores.append(segment.core)
-                weights.append(weight)
-            if not cores:
-                continue
-            joined = self._joined(cores, axis, uniform)
+        for (uniform, _), parts in sets.items():
+            joined = self.emitter.emit(concatenated([core for core, _ in parts], axis))
             spatial = {a - self.first_spatial for a in uniform if a >= self.first_spatial}
-            if not self.contraction.axes:
-                spatial = set(uniform)
-            weight = np.concatenate(weights, axis=1)
+            weight = np.concatenate([w for _, w in parts], axis=1)
             terms.append(emit_term(self.builder, self.contraction, joined, weight, spatial, self.tables))
         return terms
-
-    def _joined(self, cores: list[Core], axis: int, uniform: frozenset[int]) -> str:
-        """Cores of one set of uniform axes as one tensor; batches of 1 beside batches of N are made equal."""
-        batches = {c.dims[0] for c in cores}
-        if len(cores) > 1 and len(batches) > 1 and axis != 0:
-            names = [self.emitter.emit(c) for c in cores]
-            # Broadcasting against zeros of the other's batch needs no extent: sum of first channels times nothing.
-            raise _UnknownError(
-                f"cores with different batches ({', '.join(map(str, batches))}) meet in one term: {names}"
-            )
-        return self.emitter.emit(concatenated(cores, axis))
-
-    def _tables(self) -> dict[int, AxisTable | None]:
-        """Table of every spatial axis along which some segment is uniform."""
-        contraction = self.contraction
-        tables: dict[int, AxisTable | None] = {}
-        for i, axis in enumerate(contraction.axes):
-            if not any(i + 2 in s.uniform for _, s in self.found.uniform_segments):
-                continue
-            extent = contraction.dims[i + 2]
-            padding = contraction.output_padding[i] if contraction.transposed else 0
-            tables[i] = axis_table(axis, extent if isinstance(extent, int) else None, contraction.transposed, padding)
-        return tables
 
     def _index(self, axis: int) -> str:
         """Rows of the table of a spatial axis at every output index."""
@@ -349,7 +420,29 @@ class _Writer:
             dims = self.symbols.dims(tensor)
             if dims is not None and dim in dims:
                 return self.builder.extent(tensor.name, dims.index(dim))
-        raise _UnknownError(f"the extent along spatial axis {axis} is known to the copies only")
+        asked = self._asked_for(dim)
+        if asked is None:
+            raise _UnknownError(f"the extent along spatial axis {axis} is known to the copies only")
+        shape, position = asked
+        if self.symbols.rank(shape) == 0:
+            return str(shape.name)
+        return self.builder.add("Gather", shape.name, self.builder.ints(position), hint="extent")
+
+    def _asked_for(self, dim: Dim) -> tuple[gs.Tensor, int] | None:
+        """The shape with which a node above made the extent: that of an Expand, for instance."""
+        frontier, seen = [self.contraction.source], set[int]()
+        while frontier and len(seen) < _LOOK:
+            tensor = frontier.pop(0)
+            if id(tensor) in seen or not tensor.inputs:
+                continue
+            seen.add(id(tensor))
+            node = tensor.inputs[0]
+            for operand in node.inputs[1:] if operator(node) in _SHAPED else ():
+                values = self.symbols.values(operand) if operand.name else None
+                if values is not None and dim in values:
+                    return operand, values.index(dim)
+            frontier.extend(node.inputs)
+        return None
 
     def _output_extent(self, axis: int) -> str:
         geometry = self.contraction.axes[axis]
@@ -361,23 +454,27 @@ class _Writer:
             scaled = builder.add("Mul", extent, builder.ints(geometry.stride))
             rest = transposed_extent(geometry, 0, self.contraction.output_padding[axis])
             return builder.add("Add", scaled, builder.ints(rest))
+        if geometry.stride == 1 and geometry.pad_before + geometry.pad_after + 1 == geometry.reach:
+            return extent
         room = builder.add("Add", extent, builder.ints(geometry.pad_before + geometry.pad_after - geometry.reach))
         return builder.add("Add", builder.add("Div", room, builder.ints(geometry.stride)), builder.ints(1))
 
     # -- without anything dense ----------------------------------------------------------------------------------
 
-    def _without_dense(self, run: _Run, total: Term, output: str | None) -> str:
-        """All channels are uniform: add the bias, and write out the axes that every core lacks."""
+    def _bias_term(self, run: _Run) -> list[Term]:
+        """The bias as a term, so that it is added while the sum is small."""
+        bias, spatial = self._bias(run), len(self.contraction.axes)
+        if bias is None:
+            return []
+        if not spatial:
+            return [Term(bias, (ONE,) * (len(self.contraction.dims) - 1))]
+        return [Term(self.builder.unsqueeze(bias, 0, *range(2, 2 + spatial)), (ONE,) * spatial)]
+
+    def _without_dense(self, run: _Run, total: Term, batch_lacks: bool, output: str | None) -> str:
+        """All channels are uniform: write out the axes that every core lacks."""
         name = total.name
-        bias = self._bias(run)
-        if bias is not None and self.contraction.axes:
-            name = self.builder.add(
-                "Add", name, self.builder.unsqueeze(bias, 0, *range(2, 2 + len(self.contraction.axes)))
-            )
-        elif bias is not None:
-            name = self.builder.add("Add", name, bias)
         lacking = [a for a, state in enumerate(total.states) if state == ONE]
-        batch_lacks = all(0 in s.uniform for _, s in self.found.uniform_segments) and bool(self.contraction.axes)
+        batch_lacks = batch_lacks and bool(self.contraction.axes) and self.contraction.dims[0] != 1
         if not lacking and not batch_lacks:
             return self._finish(name, output)
         return self._expanded(name, total, lacking, batch_lacks, output)

@@ -1,0 +1,53 @@
+"""`msconv inspect`: what `msconv optimize` would find, without changing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from msconv_deploy.cli.common import (
+    ForceOption,
+    InputShapeOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    VerboseOption,
+    start,
+)
+from msconv_deploy.cli.site_tables import make_console, print_near_misses, print_sites
+from msconv_deploy.files import check_writable
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to inspect.")],
+    input_shape: InputShapeOption = None,
+    seed: SeedOption = 0,
+    force: ForceOption = False,
+    json: JsonOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Show the sites of a model, how their uniformity was found, and why other contractions are no sites."""
+    start(quiet, verbose)
+    if json is not None:
+        check_writable(json, force)
+    from msconv_deploy.optimizing import inspect_file
+    from msconv_deploy.reporting.numbers import bytes_text
+    from msconv_deploy.validation.input_shapes import parse_input_shapes
+
+    report = inspect_file(model, parse_input_shapes(input_shape or []))
+    report.seed = seed
+    if json is not None:
+        report.write(json, force)
+    console = make_console()
+    if not quiet:
+        print_sites(console, report.sites, decisions=False)
+        print_near_misses(console, report.near_misses)
+    console.print(
+        f"{model}: {len(report.sites)} sites, {len(report.near_misses)} near-misses in {report.facts.nodes} nodes, "
+        f"{bytes_text(report.facts.bytes)}",
+        markup=False,
+        soft_wrap=True,
+    )

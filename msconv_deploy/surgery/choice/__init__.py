@@ -1,0 +1,1 @@
+"""Whether a rewrite pays: extents, a cost estimate, and measuring on the user's machine."""

@@ -1,0 +1,108 @@
+"""Random graphs: the optimized model always agrees with the original, or the site is refused with a reason.
+
+300 examples by default; ``MSCONV_EXAMPLES=5000`` draws more.
+"""
+
+import os
+from pathlib import Path
+from random import Random
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from msconv_deploy.surgery.engine.contraction import Refusal
+from msconv_deploy.surgery.engine.decomposition import Decomposer
+from msconv_deploy.surgery.engine.editing import EditableModel
+from msconv_deploy.surgery.engine.symbols import Symbols
+from msconv_deploy.surgery.rules import tile_concat_conv
+from tests.surgery.graphs import compare, feeds, optimized, rewritten, session
+from tests.surgery.random_graphs import random_case
+
+EXAMPLES = int(os.environ.get("MSCONV_EXAMPLES", "300"))
+BLOCKS = 10
+
+
+def check(case) -> tuple[int, int]:
+    """(sites, rewritten) of a random case; models that ONNX Runtime itself cannot load do not count."""
+    try:
+        session(case.model)
+    except Exception:
+        return 0, 0
+    result = optimized(case.model, case.sizes)
+    for site in result.sites:
+        assert site.decision == "rewritten" or site.reason, site
+    assert all(miss.reason for miss in result.near_misses)
+    return len(result.sites), rewritten(result)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_seeded_graphs_agree(block):
+    """The same graphs on every run, so that a change that breaks one of them is noticed when it is made."""
+    per_block = max(1, EXAMPLES // BLOCKS)
+    found = [check(random_case(Random(seed))) for seed in range(block * per_block, (block + 1) * per_block)]
+    sites, done = (sum(column) for column in zip(*found, strict=True))
+    assert sites > per_block // 3, "the generator hardly makes sites"
+    assert done > 0.8 * sites, "most sites are refused"
+
+
+@settings(
+    max_examples=max(10, EXAMPLES // 3),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+@given(st.randoms(use_true_random=False))
+def test_drawn_graphs_agree(rng):
+    """New graphs on every run; hypothesis shrinks what fails."""
+    check(random_case(rng))
+
+
+def _spelled(model, choice: int):
+    """The model with every site in its ``choice``-th lowering, or None where no site has that many."""
+    editable = EditableModel(model, Path(), model.opset_import[0].version)
+    symbols = Symbols(editable.inferred)
+    decomposer = Decomposer(symbols, editable.opset)
+    matches = [tile_concat_conv.match(node, symbols, decomposer) for node in list(editable.graph.nodes)]
+    changed = False
+    for found in matches:
+        if not isinstance(found, tile_concat_conv.Match):
+            continue
+        names = tile_concat_conv.lowerings(symbols, found)
+        if choice >= len(names):
+            continue
+        prefix = editable.new_prefix(f"{found.node.outputs[0].name}/msconv")
+        built = tile_concat_conv.rewrite(editable, symbols, found, prefix, names[choice])
+        if not isinstance(built, Refusal):
+            found.node.outputs.clear()
+            editable.insert(built, {"msconv.rule": "test"})
+            changed = True
+    return editable.export() if changed else None
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_every_lowering_agrees(block):
+    """Not only the one that the estimate chooses."""
+    per_block = max(1, EXAMPLES // 6)
+    compared = 0
+    for seed in range(10**6 + block * per_block, 10**6 + (block + 1) * per_block):
+        case = random_case(Random(seed))
+        try:
+            original = session(case.model)
+        except Exception:
+            continue
+        for choice in (0, 1, 2):
+            result = _spelled(case.model, choice)
+            if result is None:
+                continue
+            onnx.checker.check_model(result)
+            rewrite = session(result)
+            for number, assignment in enumerate(case.sizes):
+                given_inputs = feeds(case.model, assignment, number)
+                try:
+                    expected = original.run(None, given_inputs)
+                except Exception:
+                    continue
+                compare(expected, rewrite.run(None, given_inputs), (seed, choice, assignment))
+                compared += 1
+    assert compared > per_block
