@@ -16,6 +16,7 @@ import onnx
 
 from msconv_deploy.errors import BadInputError, MsconvError
 from msconv_deploy.files import check_writable, sha256_of
+from msconv_deploy.ops.forms import Form, convert_form, form_of
 from msconv_deploy.optimizing.options import OptimizeOptions
 from msconv_deploy.optimizing.reading import facts_of, read_source
 from msconv_deploy.optimizing.sites import checked_sites, near_miss_reports, site_reports
@@ -27,8 +28,6 @@ from msconv_deploy.validation.input_shapes import size_of_shapes, sizes_around
 from msconv_deploy.validation.inputs import InputOptions, Inputs, check_ranges, complete_size, from_file, generate
 
 logger = logging.getLogger(__name__)
-
-WRITTEN_FORMS = ("portable",)
 
 Progress = Callable[[str], None]
 
@@ -61,8 +60,7 @@ class _Work:
 
     def run(self) -> OptimizeReport:
         options = self.options
-        if options.form not in WRITTEN_FORMS:
-            raise BadInputError(f"the {options.form} form is not written yet, only {', '.join(WRITTEN_FORMS)}")
+        form = Form(options.form)
         with self._timed("read"):
             self.source = read_source(self.path, options.input_shapes)
             self._check_inputs()
@@ -75,6 +73,7 @@ class _Work:
                 options.when,
                 input_shapes=self.shapes or None,
                 tune=options.tune,
+                form=Form.FUSED if form is Form.PLUGIN else form,  # what is verified has to run in ONNX Runtime
                 progress=self.progress,
             )
         report = self._report(result)
@@ -84,6 +83,9 @@ class _Work:
             self._verify(report, result)
         else:
             report.reason = "verification was not asked for"
+        if form is Form.PLUGIN and form_of(result.model) is Form.FUSED:
+            result.model = convert_form(result.model, Form.PLUGIN)
+            report.notes.append("verified in fused form, which has the same nodes with their bodies")
         return self._write(report, result)
 
     # -- steps -----------------------------------------------------------------------------------------------------

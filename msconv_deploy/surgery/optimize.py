@@ -15,7 +15,8 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
-from msconv_deploy.ops.forms import default_opset
+from msconv_deploy.ops.forms import Form, convert_form, default_opset
+from msconv_deploy.ops.schema import register_schema
 from msconv_deploy.surgery.choice.choose import Choice, When, choose
 from msconv_deploy.surgery.choice.extents import InputShapes, check_input_shapes
 from msconv_deploy.surgery.choice.timing import random_feeds
@@ -23,9 +24,9 @@ from msconv_deploy.surgery.choice.tune import Candidate, Plan
 from msconv_deploy.surgery.choice.tune import tune as tune_plan
 from msconv_deploy.surgery.engine.contraction import Contraction, Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
-from msconv_deploy.surgery.engine.editing import EditableModel
+from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
 from msconv_deploy.surgery.engine.symbols import Symbols
-from msconv_deploy.surgery.rules import tile_concat_conv
+from msconv_deploy.surgery.rules import msconv_node, tile_concat_conv
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
 from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site
 
@@ -68,6 +69,7 @@ def optimize_model(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     tune: bool = False,
+    form: Form = Form.PORTABLE,
     progress: Progress | None = None,
 ) -> Result:
     """Rewrite the sites of a model.
@@ -78,27 +80,38 @@ def optimize_model(
         when: ``faster`` leaves sites whose estimated gain is below the margin; ``always`` rewrites every valid site.
         input_shapes: extents of inputs for the estimates, by name; defaults stand in for dynamic ones that are missing.
         tune: measure the candidates on this machine instead of estimating them.
+        form: how rewritten sites are spelled. What MSConv2d does not cover is written in portable form in every form;
+            the site's reason says why.
         progress: is told in words what is done now.
     """
     shapes = _checked(model, input_shapes)
     if tune:
-        return _tuned(model, folder, when, shapes, progress)
-    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes))
+        return _tuned(model, folder, when, shapes, form, progress)
+    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes), form)
 
 
-def _all_passes(model: onnx.ModelProto, folder: Path, chooser: Chooser) -> Result:
+def _all_passes(model: onnx.ModelProto, folder: Path, chooser: Chooser, form: Form) -> Result:
     result = Result(model)
+    if form is not Form.PORTABLE:
+        register_schema()  # shape inference meets our nodes from the second pass on
     while True:  # a rewritten site whose output is uniform makes sites of those that read it
         before = sum(site.decision == "rewritten" for site in result.sites)
-        result = _one_pass(result, folder, chooser)
+        result = _one_pass(result, folder, chooser, form)
         if sum(site.decision == "rewritten" for site in result.sites) == before:
-            return result
+            break
+    if any(site.lowering == msconv_node.LOWERING for site in result.sites if site.decision == "rewritten"):
+        result.model = convert_form(result.model, form)
+    return result
 
 
-def _tuned(model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes, progress: Progress | None) -> Result:
+def _tuned(
+    model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes, form: Form, progress: Progress | None
+) -> Result:
     """Optimize by measuring: see ``choice.tune``."""
 
-    def optimized(plan: Plan | None, mode: When = "always") -> Result:
+    measured_form = Form.FUSED if form is Form.PLUGIN else form  # the plugin form runs in TensorRT only
+
+    def optimized(plan: Plan | None, mode: When = "always", wanted: Form = measured_form) -> Result:
         def by_plan(editable: EditableModel, symbols: Symbols, matches: Sequence[Match]) -> list[Choice]:
             choices = choose(editable, symbols, matches, mode, shapes)
             for choice, found in zip(choices, matches, strict=True):
@@ -108,7 +121,7 @@ def _tuned(model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes
                 choice.lowering = spelling or choice.lowering
             return choices
 
-        return _all_passes(model, folder, by_plan)
+        return _all_passes(model, folder, by_plan, wanted)
 
     every, estimated = optimized(None), optimized(None, when)
     promising = sorted(every.sites, key=lambda site: site.estimated_gain or 1.0, reverse=True)
@@ -123,7 +136,7 @@ def _tuned(model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes
         may_keep_original=when == "faster",
         progress=progress,
     )
-    return optimized(tuned.plan)
+    return optimized(tuned.plan, wanted=form)
 
 
 def _plan(result: Result) -> Plan:
@@ -135,7 +148,7 @@ def _checked(model: onnx.ModelProto, shapes: InputShapes | None) -> InputShapes:
     return shapes or {}
 
 
-def _one_pass(result: Result, folder: Path, chooser: Chooser, dry: bool = False) -> Result:
+def _one_pass(result: Result, folder: Path, chooser: Chooser, form: Form = Form.PORTABLE, dry: bool = False) -> Result:
     opset = default_opset(result.model)
     editable = EditableModel(result.model, folder, opset)
     symbols = Symbols(editable.inferred)
@@ -156,23 +169,38 @@ def _one_pass(result: Result, folder: Path, chooser: Chooser, dry: bool = False)
         site = _site(found, choice)
         after.sites.append(site)
         if choice.rewrite and not dry:
-            changed |= _rewrite(editable, symbols, found, site)
+            changed |= _rewrite(editable, symbols, found, site, form)
     if changed:
         after.model = editable.export()
     return after
 
 
-def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site) -> bool:
+def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site, form: Form) -> bool:
     """Rewrite one site in the graph; False if something that is needed turns out not to be known."""
     prefix = editable.new_prefix(f"{site.node}/msconv")
-    builder = tile_concat_conv.rewrite(editable, symbols, found, prefix, site.lowering)
-    if isinstance(builder, Refusal):
-        site.reason = builder.reason
-        return False
+    symbols.dims(found.node.outputs[0])  # known from the original node, which is about to go
+    builder = _as_node(editable, found, site, prefix) if form is not Form.PORTABLE else None
+    if builder is None:
+        written = tile_concat_conv.rewrite(editable, symbols, found, prefix, site.lowering)
+        if isinstance(written, Refusal):
+            site.reason = written.reason
+            return False
+        builder = written
     found.node.outputs.clear()
     editable.insert(builder, {"msconv.rule": site.rule, "msconv.replaces": site.node})
     site.decision = "rewritten"
     return True
+
+
+def _as_node(editable: EditableModel, found: Match, site: Site, prefix: str) -> GraphBuilder | None:
+    """The site as one MSConv2d node; None, with the reason in the site, where it has to be portable."""
+    builder = GraphBuilder(prefix, editable.opset)
+    refusal = msconv_node.write_node(builder, found)
+    if refusal is not None:
+        site.reason += f"; in portable form: {refusal.reason}"
+        return None
+    site.lowering = msconv_node.LOWERING
+    return builder
 
 
 def node_name(node: gs.Node) -> str:

@@ -17,6 +17,8 @@ from msconv_deploy.surgery.engine.decomposition import Segment
 from msconv_deploy.surgery.engine.editing import GraphBuilder
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
 
+LOWERING = "msconv::MSConv2d"
+
 # Uniform spatial axes of a segment, as positions in [N, C, H, W] -> the source that it is.
 _KINDS = {frozenset[int](): "nchw", frozenset({3}): "nch", frozenset({2}): "ncw", frozenset({2, 3}): "nc"}
 
