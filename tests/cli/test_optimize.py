@@ -292,7 +292,6 @@ def unsorted(model):
         (None, ["--input-shape", "x:1x3x8x8", "--input-shape", "x:1x3x8x8"], "x is given twice"),
         (None, ["--input-range", "z:0:1"], "the model has no such input"),
         (None, ["--inputs", "absent.npz"], "absent.npz: no such file"),
-        (None, ["--form", "fused"], "the fused form is not written yet"),
         (None, ["--json", "m.onnx"], "m.onnx: "),
         (None, ["--html", "o.onnx"], "o.onnx: is named for two outputs"),
         (None, ["--json", "o.onnx"], "o.onnx: is named for two outputs"),

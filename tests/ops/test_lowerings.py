@@ -15,9 +15,10 @@ from msconv_deploy.ops.forms import Form, convert_form, form_of, msconv_nodes
 from msconv_deploy.ops.functions import function_for
 from msconv_deploy.ops.node_builder import NodeBuilder
 from msconv_deploy.ops.schema import register_schema
+from msconv_deploy.ops.shapes import weight_shape
 from msconv_deploy.runtimes.opsets import newest_onnxruntime_opset
 from tests.oracle import border_and_interior, difference, extents, scale_of
-from tests.strategies import cases
+from tests.strategies import Case, cases
 
 SYMBOLS = {"nchw": ["N", None, "H", "W"], "nch": ["N", None, "H"], "ncw": ["N", None, "W"], "nc": ["N", None]}
 NEWEST = newest_onnxruntime_opset()
@@ -130,6 +131,16 @@ def test_no_border_no_refusal():
     """Zero padding that falls only on axes which every vector owns leaves one class."""
     config = MSConv2dConfig((1, 1, 0, 0), (3, 3), pads=(1, 0, 1, 0), padding_semantics=1)
     assert lowerings.general_lowering(config) == "broadcast-add"
+
+
+@pytest.mark.parametrize("semantics", [0, 1])
+def test_an_empty_batch_gives_an_empty_output(semantics):
+    rng = np.random.default_rng(0)
+    config = MSConv2dConfig((1, 1, 1, 1), (3, 3), pads=(1, 1, 1, 1), padding_semantics=semantics)
+    shapes = {"nchw": (0, 2, 5, 4), "nch": (0, 2, 5), "ncw": (0, 2, 4), "nc": (0, 2)}
+    weights = {n: rng.standard_normal(weight_shape(config, n, 2, 3)) for n in shapes}
+    case = Case(config, {n: np.zeros(s) for n, s in shapes.items()}, weights, np.zeros(3), 5, 4)
+    assert run(fused_model(case), case).shape == (0, 3, 5, 4)
 
 
 def two_layers():

@@ -57,18 +57,19 @@ def _tiled_terms(
         w = tap_sums(builder, config, weights["nch"], 3)  # [O, C, kh, T]
         w = _merge_classes(builder, builder.add("Transpose", w, perm=[0, 3, 1, 2]))
         row = _conv(builder, config, sources["nch"], w, {2: config.rows}, 1)  # [N, O*T, H']
-        terms["nch"] = _split_classes(builder, config, row, config.columns, [0, 2, 1, 3])
+        terms["nch"] = _split_classes(builder, config, row, weights["nch"], config.columns, [0, 2, 1, 3])
     if "ncw" in sources:
         w = tap_sums(builder, config, weights["ncw"], 2)  # [O, C, T, kw]
         w = _merge_classes(builder, builder.add("Transpose", w, perm=[0, 2, 1, 3]))
         column = _conv(builder, config, sources["ncw"], w, {2: config.columns}, 1)  # [N, O*T, W']
-        terms["ncw"] = _split_classes(builder, config, column, config.rows, [0, 2, 3, 1])
+        terms["ncw"] = _split_classes(builder, config, column, weights["ncw"], config.rows, [0, 2, 3, 1])
     if "nc" in sources:
         w = tap_sums(builder, config, tap_sums(builder, config, weights["nc"], 3), 2)  # [O, C, T rows, T columns]
         flat = builder.add("Flatten", builder.add("Transpose", w, perm=[1, 0, 2, 3]), axis=1)  # [C, O*T*T]
         linear = builder.add("MatMul", sources["nc"], flat)
         counts = [_class_count(config, config.rows), _class_count(config, config.columns)]
-        terms["nc"] = builder.add("Reshape", linear, builder.ints([0, -1, *counts]), hint="corner_table")
+        shape = _shape_with_outputs(builder, weights["nc"], [0], counts)
+        terms["nc"] = builder.add("Reshape", linear, shape, hint="corner_table")
     return terms
 
 
@@ -99,11 +100,17 @@ def _merge_classes(builder: NodeBuilder, w: str) -> str:
     return builder.add("Reshape", w, builder.add("Concat", builder.ints([-1]), extents, axis=0))
 
 
-def _split_classes(builder: NodeBuilder, config: MSConv2dConfig, x: str, axis: Axis, perm: list[int]) -> str:
+def _split_classes(builder: NodeBuilder, config: MSConv2dConfig, x: str, w: str, axis: Axis, perm: list[int]) -> str:
     """[N, O*T, L] -> [N, L, O, T] -> permuted. The length comes first so that no extent has to be known."""
     x = builder.add("Transpose", x, perm=[0, 2, 1])
-    x = builder.add("Reshape", x, builder.ints([0, 0, -1, _class_count(config, axis)]))
-    return builder.add("Transpose", x, perm=perm, hint="class_table")
+    shape = _shape_with_outputs(builder, w, [0, 0], [_class_count(config, axis)])
+    return builder.add("Transpose", builder.add("Reshape", x, shape), perm=perm, hint="class_table")
+
+
+def _shape_with_outputs(builder: NodeBuilder, w: str, before: list[int], after: list[int]) -> str:
+    """A shape whose middle is the number of output channels, read from a weight: -1 would not do for an empty batch."""
+    outputs = builder.add("Gather", builder.add("Shape", w), builder.ints([0]))
+    return builder.add("Concat", builder.ints(before), outputs, builder.ints(after), axis=0)
 
 
 def _conv(

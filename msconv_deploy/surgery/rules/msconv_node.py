@@ -32,7 +32,7 @@ def write_node(builder: GraphBuilder, found: Match) -> Refusal | None:
     if isinstance(parts, Refusal):
         return parts
     members, channels = parts
-    config = _configuration(found, tuple(members))
+    config = _configuration(found, channels)
     if isinstance(config, Refusal):
         return config
     emitter = CoreEmitter(builder)
@@ -72,6 +72,8 @@ def _parts(found: Match) -> tuple[dict[str, list[Core]], dict[str, list[list[int
         members.setdefault(kind, []).append(segment.core)
         own = range(start, start + segment.size)
         channels.setdefault(kind, []).extend([list(own)] if 1 in segment.uniform else [[c] for c in own])
+    if found.contraction.dims[0] not in {core.dims[0] for cores in members.values() for core in cores}:
+        return Refusal("no source has the batch of the output")
     for kind, cores in members.items():
         if len({core.dims[0] for core in cores}) > 1:
             return Refusal(f"parts of the {kind} source have different batches")
@@ -85,14 +87,15 @@ def _kind(segment: Segment, one_dimensional: bool) -> str:
     return _KINDS[spatial]
 
 
-def _configuration(found: Match, kinds: tuple[str, ...]) -> MSConv2dConfig | Refusal:
+def _configuration(found: Match, kinds: dict[str, list[list[int]]]) -> MSConv2dConfig | Refusal:
     contraction = found.contraction
     axes = contraction.axes
     pads = [a.pad_before for a in axes] + [a.pad_after for a in axes]
     lead = [0] if len(axes) == 1 else []
-    if contraction.group > 1 and "nchw" in kinds and any(kind != "nchw" for kind in kinds):
-        spread = found.dense_per_group()
-        if len(set(spread)) > 1:
+    if contraction.group > 1 and "nchw" in kinds:
+        image = [channel for group in kinds["nchw"] for channel in group]
+        per_group = [sum(c // found.channels_per_group == g for c in image) for g in range(contraction.group)]
+        if len(set(per_group)) > 1 or len(image) != len(kinds["nchw"]):
             return Refusal("the image part is not spread equally over the groups")
     try:
         return MSConv2dConfig(
