@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,14 @@ InputShapeOption = Annotated[
         "--input-shape", metavar="NAME:1x3x64x64", help="Shape of an input with dynamic dimensions; repeatable."
     ),
 ]
+
+
+class FormChoice(str, Enum):
+    """The three forms of a model, as an option."""
+
+    portable = "portable"
+    fused = "fused"
+    plugin = "plugin"
 
 
 def start(quiet: bool, verbose: int) -> None:

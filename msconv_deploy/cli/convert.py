@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, SeedOption, VerboseOption, start
+from msconv_deploy.cli.common import ForceOption, FormChoice, JsonOption, QuietOption, SeedOption, VerboseOption, start
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.files import check_writable, sha256_of
-
-
-class FormChoice(str, Enum):
-    """The three forms."""
-
-    portable = "portable"
-    fused = "fused"
-    plugin = "plugin"
 
 
 def command(

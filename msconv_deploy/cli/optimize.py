@@ -10,6 +10,7 @@ import typer
 
 from msconv_deploy.cli.common import (
     ForceOption,
+    FormChoice,
     InputShapeOption,
     JsonOption,
     QuietOption,
@@ -32,14 +33,6 @@ class WhenChoice(str, Enum):
 
     faster = "faster"
     always = "always"
-
-
-class FormChoice(str, Enum):
-    """The form of the written model."""
-
-    portable = "portable"
-    fused = "fused"
-    plugin = "plugin"
 
 
 def command(
