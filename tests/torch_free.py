@@ -43,7 +43,7 @@ def run(version: str, interpreter: str) -> bool:
     if absent.returncode:
         print(f"Python {version}: torch is installed, so this is no torch-free run")
         return False
-    return subprocess.run([python, "-m", "pytest", "-n", "2", "-q"], cwd=ROOT).returncode == 0
+    return subprocess.run([python, "-m", "pytest", "-n", "2"], cwd=ROOT).returncode == 0
 
 
 def main() -> int:

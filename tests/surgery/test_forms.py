@@ -11,7 +11,7 @@ from msconv_deploy.ops.forms import Form, convert_form, form_of, msconv_nodes
 from msconv_deploy.surgery.optimize import optimize_model
 from msconv_deploy.surgery.rules.msconv_node import LOWERING
 from tests.surgery.graphs import Net, compare, feeds, session
-from tests.surgery.random_graphs import random_case
+from tests.surgery.random_graphs import defined_by_onnxruntime, random_case
 
 
 def tiled(spatial=2, group=1, op="Conv", opset=17, one_axis=False):
@@ -81,6 +81,7 @@ def test_what_the_operator_does_not_cover_is_portable_with_the_reason(arguments,
     agrees(model, result.model, N=2, H=5, W=4, D=3)
 
 
+@defined_by_onnxruntime
 def test_random_graphs_in_fused_form_agree():
     nodes = 0
     for seed in range(150):

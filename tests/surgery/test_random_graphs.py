@@ -18,8 +18,9 @@ from msconv_deploy.surgery.engine.editing import EditableModel
 from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.rules import tile_concat_conv
 from tests.surgery.graphs import compare, feeds, optimized, rewritten, session
-from tests.surgery.random_graphs import random_case
+from tests.surgery.random_graphs import defined_by_onnxruntime, random_case
 
+pytestmark = defined_by_onnxruntime
 EXAMPLES = int(os.environ.get("MSCONV_EXAMPLES", "300"))
 BLOCKS = 10
 

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.surgery.graphs import Net, optimized, reasons, rewritten, session
+from tests.surgery.random_graphs import OPSETS
 
 SIZES = [{"N": 2, "H": 5, "W": 6}, {"N": 1, "H": 1, "W": 3}, {"N": 3, "H": 7, "W": 1}, {"N": 1, "H": 1, "W": 1}]
 
@@ -51,7 +52,7 @@ def assert_left(net_or_model, reason: str | None, sizes=SIZES):
 # -- sites -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("opset", [11, 13, 17, 18, 21, 26])
+@pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("order", ["first", "middle", "last", "all"])
 def test_place_of_the_tile(opset, order):
     net = Net(opset)
