@@ -2,10 +2,11 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 JOBS ?= 2
+ZOO ?= ../shared/zoo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help export test test-pythons lint format train minimal clean
+.PHONY: help export test test-pythons lint format train minimal bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +26,10 @@ $(BIN)/.installed-export: pyproject.toml | $(BIN)/python
 
 $(BIN)/.installed-test: $(BIN)/.installed-export
 	$(PIP) -q -e '.[torch,rtx,models,test,lint]'
+	@touch $@
+
+$(BIN)/.installed-bench: $(BIN)/.installed-export
+	$(PIP) -q -e '.[torch,rtx,bench]'
 	@touch $@
 
 export: $(BIN)/.installed-export ## export every recipe of export/, validate, print a table
@@ -52,6 +57,11 @@ train: $(BIN)/.installed-test ## train the reference model and its baselines ane
 
 minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew
 	$(BIN)/python models/minimal/network.py
+
+bench: $(BIN)/.installed-bench ## speed of optimized models and of the optimizer itself (about 45 minutes)
+	$(BIN)/python benchmarks/speed.py --others
+	if [ -f $(ZOO)/manifest.json ]; then $(BIN)/python benchmarks/speed.py $(ZOO) --others; fi
+	$(BIN)/python benchmarks/large_graph.py --sizes
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

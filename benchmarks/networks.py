@@ -243,6 +243,4 @@ def export(network: Network, path: Path, dynamo: bool) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module, examples, str(path), input_names=list(network.inputs), dynamo=dynamo, **arguments
-        )
+        torch.onnx.export(module, examples, str(path), input_names=list(network.inputs), dynamo=dynamo, **arguments)

@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as TookTooLong  # not the built-in one before Python 3.11
 from concurrent.futures.process import BrokenProcessPool
 
 import onnx
@@ -71,7 +72,7 @@ class OtherOptimizers:
             return self.pool.submit(_optimized, name, content).result(self.timeout)
         except BrokenProcessPool:
             reason = "failed: its process ended"
-        except TimeoutError:
+        except TookTooLong:
             for process in list(self.pool._processes.values()):
                 process.kill()
             reason = f"failed: not done after {self.timeout:g} s"

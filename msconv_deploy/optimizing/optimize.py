@@ -7,6 +7,7 @@ A result that differs from the original, or that could not be verified although 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from msconv_deploy.optimizing.reading import facts_of, read_source
 from msconv_deploy.optimizing.sites import checked_sites, near_miss_reports, site_reports
 from msconv_deploy.optimizing.writing import Outputs, write_outputs
 from msconv_deploy.reporting import OptimizeReport
+from msconv_deploy.reporting.optimize import Measurement
 from msconv_deploy.surgery.choice.extents import Tensors, input_tensors
 from msconv_deploy.surgery.optimize import Result, optimize_model
 from msconv_deploy.validation.input_shapes import size_of_shapes, sizes_around
@@ -154,6 +156,7 @@ class _Work:
                     "ir_version": result.model.ir_version,
                 }
             ),
+            measured=_measurement(result),
             rules=sorted({site.rule for site in result.sites if site.decision == "rewritten"}),
             sites=sites,
             near_misses=near_miss_reports(result.near_misses),
@@ -221,6 +224,15 @@ class _Work:
             yield
         finally:
             self._timings[step] = self._timings.get(step, 0.0) + time.perf_counter() - start
+
+
+def _measurement(result: Result) -> Measurement | None:
+    """What tuning measured; None where nothing was, or from one pair of sessions only, which has no interval."""
+    measured = result.measured
+    if measured is None or not math.isfinite(measured.half_width):
+        return None
+    before, after = measured.seconds
+    return Measurement(seconds_before=before, seconds_after=after, ratio=measured.ratio, half_width=measured.half_width)
 
 
 def failed_path(output: Path) -> Path:

@@ -2,6 +2,8 @@
 
     read_model -> EditableModel -> (rules match -> choose -> rewrite) until nothing changes -> model
 
+`tile-concat-conv` goes first; `sink-broadcast` and `drop-expand` work on what it leaves (``broadcasts``).
+
 `inspect_model` stops before the rewriting. Both return sites as data; nothing here prints.
 """
 
@@ -13,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from msconv_deploy.ops.forms import Form, convert_form, default_opset
 from msconv_deploy.ops.schema import register_schema
+from msconv_deploy.surgery import broadcasts
 from msconv_deploy.surgery.choice.choose import Choice, When, choose
 from msconv_deploy.surgery.choice.extents import InputShapes, check_input_shapes
-from msconv_deploy.surgery.choice.timing import random_feeds
+from msconv_deploy.surgery.choice.timing import Comparison, random_feeds
 from msconv_deploy.surgery.choice.tune import Candidate, Plan
 from msconv_deploy.surgery.choice.tune import tune as tune_plan
 from msconv_deploy.surgery.engine.contraction import Contraction, Refusal
@@ -28,7 +30,7 @@ from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
 from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.rules import msconv_node, tile_concat_conv
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
-from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site
+from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site, node_name, rewritten_names
 
 
 @dataclass
@@ -37,13 +39,15 @@ class Result:
 
     Attributes:
         model: the rewritten model; the original object itself if nothing was rewritten.
-        sites: every contraction that reads copies, rewritten or left.
+        sites: every contraction that reads copies, and every operator on copies, rewritten or left.
         near_misses: contractions below copies that are no sites, with the reason.
+        measured: time of the original against that of the result, where it was tuned and is not the original.
     """
 
     model: onnx.ModelProto
     sites: list[Site] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
+    measured: Comparison | None = None
 
     @property
     def changed(self) -> bool:
@@ -59,7 +63,14 @@ def inspect_model(
 ) -> Result:
     """Find the sites of a model without changing it (its external data lies in ``folder``)."""
     shapes = _checked(model, input_shapes)
-    return _one_pass(Result(model), folder, partial(choose, when="faster", shapes=shapes), dry=True)
+    chooser = partial(choose, when="faster", shapes=shapes)
+    found = _one_pass(Result(model), folder, chooser, dry=True)
+    # What the other rules would find then: a rewrite of the contractions leaves them less.
+    for site in _all_passes(model, folder, chooser, broadcasts.faster, Form.PORTABLE).sites:
+        if site.rule != tile_concat_conv.ID:
+            site.decision = "left"
+            found.sites.append(site)
+    return found
 
 
 def optimize_model(
@@ -87,21 +98,39 @@ def optimize_model(
     shapes = _checked(model, input_shapes)
     if tune:
         return _tuned(model, folder, when, shapes, form, progress)
-    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes), form)
+    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes), _decider(when), form)
 
 
-def _all_passes(model: onnx.ModelProto, folder: Path, chooser: Chooser, form: Form) -> Result:
+def _decider(when: When) -> broadcasts.Decider:
+    return broadcasts.faster if when == "faster" else broadcasts.always
+
+
+def _all_passes(
+    model: onnx.ModelProto, folder: Path, chooser: Chooser, decide: broadcasts.Decider, form: Form
+) -> Result:
+    """All rules until nothing changes. No node that a rewrite made is rewritten again, so this ends."""
     result = Result(model)
     if form is not Form.PORTABLE:
         register_schema()  # shape inference meets our nodes from the second pass on
-    while True:  # a rewritten site whose output is uniform makes sites of those that read it
-        before = sum(site.decision == "rewritten" for site in result.sites)
-        result = _one_pass(result, folder, chooser, form)
-        if sum(site.decision == "rewritten" for site in result.sites) == before:
+    while True:
+        result = _contractions(result, folder, chooser, form)
+        after, found = broadcasts.broadcast_pass(result.model, folder, decide)
+        result.sites += found
+        if after is result.model:
             break
+        result.model = after
     if any(site.lowering == msconv_node.LOWERING for site in result.sites if site.decision == "rewritten"):
         result.model = convert_form(result.model, form)
     return result
+
+
+def _contractions(result: Result, folder: Path, chooser: Chooser, form: Form) -> Result:
+    """`tile-concat-conv` until nothing changes: a rewritten site whose output is uniform makes sites of its readers."""
+    while True:
+        before = sum(site.decision == "rewritten" for site in result.sites)
+        result = _one_pass(result, folder, chooser, form)
+        if sum(site.decision == "rewritten" for site in result.sites) == before:
+            return result
 
 
 def _tuned(
@@ -121,7 +150,10 @@ def _tuned(
                 choice.lowering = spelling or choice.lowering
             return choices
 
-        return _all_passes(model, folder, by_plan, wanted)
+        def planned(output: str, objection: str) -> tuple[bool, str]:
+            return _decider(mode)(output, objection) if plan is None else (output in plan, "measured")
+
+        return _all_passes(model, folder, by_plan, planned, wanted)
 
     every, estimated = optimized(None), optimized(None, when)
     promising = sorted(every.sites, key=lambda site: site.estimated_gain or 1.0, reverse=True)
@@ -136,7 +168,9 @@ def _tuned(
         may_keep_original=when == "faster",
         progress=progress,
     )
-    return optimized(tuned.plan, wanted=form)
+    result = optimized(tuned.plan, wanted=form)
+    result.measured = tuned.comparison
+    return result
 
 
 def _plan(result: Result) -> Plan:
@@ -153,7 +187,7 @@ def _one_pass(result: Result, folder: Path, chooser: Chooser, form: Form = Form.
     editable = EditableModel(result.model, folder, opset)
     symbols = Symbols(editable.inferred)
     decomposer = Decomposer(symbols, opset)
-    made = {node.name for node in result.model.graph.node if any(p.key == "msconv.rule" for p in node.metadata_props)}
+    made = rewritten_names(result.model)
     after = Result(result.model, [site for site in result.sites if site.decision == "rewritten"])
     matches = []
     for node in editable.graph.nodes:
@@ -201,11 +235,6 @@ def _as_node(editable: EditableModel, found: Match, site: Site, prefix: str) -> 
         return None
     site.lowering = msconv_node.LOWERING
     return builder
-
-
-def node_name(node: gs.Node) -> str:
-    """A node's name, or that of its first output where it has none."""
-    return str(node.name or (node.outputs[0].name if node.outputs else node.op))
 
 
 def _site(found: Match, choice: Choice) -> Site:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import onnx
+import onnx_graphsurgeon as gs
+
 Decision = Literal["rewritten", "left"]
 
 
@@ -26,10 +29,10 @@ class SegmentInfo:
 
 @dataclass
 class Site:
-    """A contraction that reads copies.
+    """A contraction that reads copies, or an operator on copies that `sink-broadcast` or `drop-expand` matches.
 
     Attributes:
-        node, op: the contraction.
+        node, op: the contraction or operator.
         output: its output tensor, which keeps its name when it is rewritten.
         geometry: kernel, strides, dilations, pads, group in words; empty for Gemm and MatMul.
         segments: of its input.
@@ -68,3 +71,13 @@ class NearMiss:
     op: str
     reason: str
     nodes: list[str] = field(default_factory=list)
+
+
+def node_name(node: gs.Node) -> str:
+    """A node's name, or that of its first output where it has none."""
+    return str(node.name or (node.outputs[0].name if node.outputs else node.op))
+
+
+def rewritten_names(model: onnx.ModelProto) -> set[str]:
+    """Names of the nodes that a rewrite made."""
+    return {node.name for node in model.graph.node if any(p.key == "msconv.rule" for p in node.metadata_props)}

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from msconv_deploy.optimizing.optimize import optimize_file
+from msconv_deploy.optimizing.options import OptimizeOptions
 from msconv_deploy.surgery.choice import tune as tuning
 from msconv_deploy.surgery.choice.choose import MARGIN
 from msconv_deploy.surgery.choice.timing import Comparison, compare, random_feeds
@@ -158,7 +161,22 @@ def test_tuning_measures_real_models() -> None:
         result = optimize_model(model, Path(), tune=True, progress=said.append)
     assert result.changed
     assert any("whole model" in line for line in said)
+    assert result.measured is not None
+    assert result.measured.ratio > 1
     assert_equal(session(model).run(None, feeds(model, {})), session(result.model).run(None, feeds(model, {})), "tuned")
+
+
+def test_what_tuning_measured_is_reported(tmp_path) -> None:
+    onnx.save(net_of(image=4, vector=64, outputs=16, extent=48), tmp_path / "m.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("TRIAL_PAIRS", 2), ("TRIAL_SECONDS", 0.02), ("FINAL_PAIRS", 2), ("FINAL_SECONDS", 0.02)):
+            patch.setattr(tuning, name, value)
+        report = optimize_file(tmp_path / "m.onnx", tmp_path / "o.onnx", OptimizeOptions(tune=True))
+    assert report.verdict == "passed"
+    assert report.measured is not None
+    assert report.measured.ratio > 1
+    assert report.measured.seconds_before > report.measured.seconds_after > 0
+    assert optimize_file(tmp_path / "m.onnx", tmp_path / "untuned.onnx").measured is None
 
 
 def test_comparing_a_model_with_itself_gives_about_one() -> None:

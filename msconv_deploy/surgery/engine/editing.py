@@ -21,6 +21,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from msconv_deploy.model_files import MIN_REFERENCE_BYTES, external_location
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
+from msconv_deploy.surgery.engine.folding import LIMIT, fold
 from msconv_deploy.surgery.engine.symbols import operator
 from msconv_deploy.wire_format import Spool, is_inline_reference
 
@@ -132,6 +133,8 @@ class EditableModel:
     def insert(self, builder: GraphBuilder, stamp: dict[str, str]) -> None:
         """Put a builder's nodes into the graph; each is stamped with where it comes from."""
         known = self._known
+        kept = [name for node in builder.nodes for name in node.output if name in known]  # of the original nodes
+        builder.nodes = fold(builder.nodes, builder.constants, self._small_constant, kept, self.opset)
         for name, array in builder.constants.items():
             proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
             if self._spool is not None and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
@@ -163,6 +166,11 @@ class EditableModel:
             for key, value in stamp.items():
                 made.metadata_props.add(key=key, value=value)
             self._new_nodes.append(made)
+
+    def _small_constant(self, name: str) -> NDArray[Any] | None:
+        tensor = self._known.get(name)
+        small = isinstance(tensor, gs.Constant) and tensor._values.nbytes <= LIMIT
+        return constant_values(tensor) if small else None
 
     def export(self) -> onnx.ModelProto:
         """The edited model: dead nodes removed, everything that was not rewritten exactly as in the original."""

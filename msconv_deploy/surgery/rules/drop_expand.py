@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
-from msconv_deploy.surgery.engine.symbols import Symbols, broadcast, operator
+from msconv_deploy.surgery.engine.symbols import Dim, Symbols, broadcast, operator
 
 ID = "drop-expand"
 
@@ -34,10 +34,14 @@ class Match:
     Attributes:
         node: the node.
         inputs: what it reads instead, in order.
+        copies: the inputs that are dropped.
+        axes: of the result, along which those are copies.
     """
 
     node: gs.Node
     inputs: tuple[gs.Tensor, ...]
+    copies: tuple[gs.Tensor, ...]
+    axes: tuple[int, ...]
 
 
 def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Refusal | None:
@@ -49,7 +53,8 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
     copies = [i for i, t in enumerate(inputs) if t.inputs and operator(t.inputs[0]) in ("Expand", "Tile")]
     if not copies or wanted is None:
         return None
-    dropped = False
+    dropped: list[gs.Tensor] = []
+    axes = set[int]()
     for position in copies:
         source = inputs[position].inputs[0].inputs[0]
         if not _only_copies(symbols, source, inputs[position]):
@@ -57,10 +62,11 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
         shapes = [symbols.dims(source if i == position else t) for i, t in enumerate(inputs)]
         known = [s for s in shapes if s is not None]
         if len(known) == len(shapes) and broadcast(known) == list(wanted):
+            dropped.append(inputs[position])
             inputs[position] = source
-            dropped = True
+            axes.update(_copied_axes(symbols, source, list(wanted)))
     if dropped:
-        return Match(node, tuple(inputs))
+        return Match(node, tuple(inputs), tuple(dropped), tuple(sorted(axes)))
     return Refusal("its result's extents come from the copies", (str(node.name),))
 
 
@@ -71,6 +77,13 @@ def _only_copies(symbols: Symbols, source: gs.Tensor, result: gs.Tensor) -> bool
         return False
     shift = len(after) - len(before)
     return all(extent in (1, after[i + shift]) for i, extent in enumerate(before))
+
+
+def _copied_axes(symbols: Symbols, source: gs.Tensor, wanted: list[Dim]) -> list[int]:
+    """Axes of the result along which a source has extent 1, or that it lacks."""
+    dims = symbols.dims(source) or ()
+    shift = len(wanted) - len(dims)
+    return [axis for axis, dim in enumerate(wanted) if dim != 1 and (axis < shift or dims[axis - shift] == 1)]
 
 
 def rewrite(editable: EditableModel, symbols: Symbols, found: Match, prefix: str) -> GraphBuilder | Refusal:

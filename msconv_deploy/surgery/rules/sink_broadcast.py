@@ -71,9 +71,19 @@ def _uniform_result(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> 
         segments = decomposer.segments(output, axis) if _has(symbols.dims(output), axis) else None
         if segments is None or len(segments) != 1 or not segments[0].uniform:
             continue
-        if any(_copied(t, symbols, decomposer) for t in node.inputs if not isinstance(t, gs.Constant)):
+        if copied_inputs(node, symbols, decomposer):
             return segments[0]
     return None
+
+
+def is_uniform(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> bool:
+    """Does a node compute copies of what it would compute from the cores of its operands?"""
+    return _uniform_result(node, symbols, decomposer) is not None
+
+
+def copied_inputs(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> list[gs.Tensor]:
+    """The operands of a node that are copies."""
+    return [t for t in node.inputs if not isinstance(t, gs.Constant) and _copied(t, symbols, decomposer)]
 
 
 def _has(dims: Dims | None, axis: int | None) -> bool:

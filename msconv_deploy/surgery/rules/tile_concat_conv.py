@@ -25,7 +25,7 @@ from msconv_deploy.errors import BadInputError
 from msconv_deploy.surgery.engine.axis_tables import AxisTable, axis_table, transposed_extent
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS, Contraction, Refusal, describe_contraction
 from msconv_deploy.surgery.engine.cores import Core, CoreEmitter, Existing, concatenated
-from msconv_deploy.surgery.engine.decomposition import RULES, Decomposer, Segment
+from msconv_deploy.surgery.engine.decomposition import Decomposer, Segment
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
 from msconv_deploy.surgery.engine.symbols import Dim, Symbols, operator
 from msconv_deploy.surgery.engine.terms import ONE, Term, combine, emit_term
@@ -98,10 +98,10 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
         return None
     contraction = describe_contraction(node, symbols)
     if isinstance(contraction, Refusal):
-        return contraction if _near_miss(node) is not None else None
+        return contraction if _near_miss(node, symbols, decomposer) is not None else None
     segments = decomposer.segments(contraction.source, contraction.channel_axis)
     if segments is None or not any(s.uniform for s in segments):
-        return _near_miss(node)
+        return _near_miss(node, symbols, decomposer)
     starts = tuple(int(n) for n in np.cumsum([0, *(s.size for s in segments[:-1])]))
     found = Match(contraction, segments, starts)
     try:
@@ -120,26 +120,64 @@ _SHAPED = ("Expand", "Reshape", "Resize")
 _NEAR = 24
 """Tensors above a contraction that are looked at for copies, only to decide what is worth reporting."""
 
+_RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity")
+"""Operators that leave open whether an extent of a graph input is 1."""
 
-def _near_miss(node: gs.Node) -> Refusal | None:
+
+def _near_miss(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Refusal | None:
     """Copies stand above the contraction, but what lies between ends the knowledge of them."""
     frontier: list[tuple[gs.Tensor, tuple[gs.Node, ...]]] = [(node.inputs[0], ())]
     seen = 0
     while frontier and seen < _NEAR:
-        tensor, blocking = frontier.pop(0)
+        tensor, path = frontier.pop(0)
         seen += 1
         if not tensor.inputs:
             continue
         above = tensor.inputs[0]
-        if above.op in ("Expand", "Tile"):
-            if blocking:
-                reason = f"{blocking[0].op} between the copies and the contraction is not computed per copy"
-                return Refusal(reason, (str(above.name), str(blocking[0].name)))
-            return Refusal("which axes are copied does not follow from the file's structure", (str(above.name),))
+        if operator(above) in ("Expand", "Tile") or _resizes_unknown(above, symbols):
+            return _end_of_knowledge(above, path, symbols, decomposer)
         if operator(above) not in CONTRACTIONS:
-            ends = blocking if operator(above) in RULES else (*blocking, above)
-            frontier.extend((t, ends) for t in above.inputs[:3] if t.inputs)
+            frontier.extend((t, (*path, above)) for t in above.inputs[:3] if t.inputs)
     return None
+
+
+def _end_of_knowledge(copies: gs.Node, path: tuple[gs.Node, ...], symbols: Symbols, decomposer: Decomposer) -> Refusal:
+    """The first node below the copies whose result is not known to be uniform, or the copies themselves.
+
+    Args:
+        path: the nodes between, the one next to the contraction first.
+    """
+    if not _known_uniform(copies.outputs[0], symbols, decomposer):
+        if operator(copies) == "Resize":
+            reason = "Resize copies only where it starts from extent 1, and from which extents it starts is not known"
+        else:
+            reason = f"which axes {copies.op} copies does not follow from the file's structure"
+        return Refusal(reason, (str(copies.name),))
+    for blocking in reversed(path):
+        if not _known_uniform(blocking.outputs[0], symbols, decomposer):
+            reason = f"{blocking.op} between the copies and the contraction is not computed per copy"
+            return Refusal(reason, (str(copies.name), str(blocking.name)))
+    return Refusal("the channels that are copied do not reach the contraction", (str(copies.name),))
+
+
+def _known_uniform(tensor: gs.Tensor, symbols: Symbols, decomposer: Decomposer) -> bool:
+    dims = symbols.dims(tensor)
+    if dims is None:
+        return False
+    axes = [None, *(axis for axis, dim in enumerate(dims) if isinstance(dim, int))]
+    return any(s.uniform for axis in axes for s in decomposer.segments(tensor, axis) or ())
+
+
+def _resizes_unknown(node: gs.Node, symbols: Symbols) -> bool:
+    """A Resize to given sizes of a graph input, reshaped or not, of which some extent is not a number."""
+    if operator(node) != "Resize" or len(node.inputs) < 4 or not node.inputs[3].name:
+        return False
+    dims, source = symbols.dims(node.inputs[0]), node.inputs[0]
+    if dims is not None and all(isinstance(dim, int) for dim in dims[2:]):
+        return False
+    while source.inputs and operator(source.inputs[0]) in _RESHAPES:
+        source = source.inputs[0].inputs[0]
+    return not source.inputs
 
 
 # -- rewriting -------------------------------------------------------------------------------------------------------

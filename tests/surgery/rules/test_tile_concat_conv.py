@@ -423,7 +423,7 @@ def test_constant_border_before_a_chain():
     net = Net()
     padded = net.node("Pad", concat(net, image(net), tile(net)), net.ints(0, 0, 1, 1, 0, 0, 1, 1))
     conv(net, net.node("Sigmoid", padded), 5, pads=[0] * 4)
-    assert_left(net, "does not follow")
+    assert_left(net, "Pad between the copies")
 
 
 def test_same_padding_that_depends_on_the_size():
@@ -440,7 +440,7 @@ def test_normalization_in_training_mode():
     parameters = [net.random(5), net.random(5), net.random(5), net.constant(np.ones(5, np.float32))]
     y, *_ = net.node("BatchNormalization", x, *parameters, outputs=3, training_mode=1)
     conv(net, y, 5)
-    assert_left(net, "does not follow", [])
+    assert_left(net, "BatchNormalization between the copies", [])
 
 
 def test_dropout_that_drops():
