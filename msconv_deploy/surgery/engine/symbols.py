@@ -454,6 +454,16 @@ def _reduce(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int 
     return [d for i, d in enumerate(dims) if i not in gone]
 
 
+def _range(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
+    """ceil((limit - start) / delta) where all three are numbers; a limit that is only a name may be anything."""
+    numbers = [symbols.values(t) for t in node.inputs]
+    known = [v[0] for v in numbers if v is not None and len(v) == 1 and isinstance(v[0], int)]
+    if len(known) != 3 or known[2] == 0:
+        return None
+    start, limit, delta = known
+    return [max(0, -((start - limit) // delta))]
+
+
 def _global_pool(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
     dims = symbols.dims(node.inputs[0])
     return None if dims is None else [*dims[:2], *[1] * (len(dims) - 2)]
@@ -549,6 +559,7 @@ _DIM_RULES: dict[str, Callable[[Symbols, gs.Node, gs.Tensor], Sequence[int | str
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Gather": _gather_dims,
+    "Range": _range,
     "Resize": _resize,
     "Upsample": _resize,
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceProd"), _reduce),

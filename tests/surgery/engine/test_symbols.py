@@ -82,3 +82,11 @@ def test_operators_of_another_domain_are_unknown():
     editable = EditableModel(net.model(), Path(), 17)
     symbols = Symbols({})
     assert symbols.dims(editable.graph.tensors()[x]) is None
+
+
+@pytest.mark.parametrize(("start", "limit", "delta"), [(0, 96, 1), (3, 10, 2), (10, 0, -3), (5, 5, 1), (7, 2, 1)])
+def test_the_extent_of_a_range(start, limit, delta):
+    net = Net()
+    scalars = [net.constant(np.asarray(v, np.int64)) for v in (start, limit, delta)]
+    symbols, (tensor,) = analysed(net, net.node("Range", *scalars))
+    assert symbols.dims(tensor) == (len(range(start, limit, delta)),)
