@@ -152,11 +152,12 @@ def without_weights(model: onnx.ModelProto, smallest: int) -> tuple[onnx.ModelPr
             if field.name == "initializer":
                 target.initializer.extend(t for t in value if t.name not in names)
             elif field.name != "graph":
-                _copy_field(target, field.name, value)
+                copy_field(target, field.name, value)
     return light, weights
 
 
-def _copy_field(message: Any, name: str, value: Any) -> None:
+def copy_field(message: Any, name: str, value: Any) -> None:
+    """Copy one field, as ``ListFields`` gives it, into another message of the same type."""
     if isinstance(value, (str, int, float, bytes)):
         setattr(message, name, value)
     elif hasattr(value, "CopyFrom"):
@@ -296,7 +297,7 @@ def _write_inline(model: onnx.ModelProto, folder: Path, sink: BinaryIO) -> None:
         bare = onnx.TensorProto()
         for field, value in tensor.ListFields():
             if field.name not in ("raw_data", "external_data", "data_location"):
-                _copy_field(bare, field.name, value)
+                copy_field(bare, field.name, value)
         if uses_external_data(tensor) and not is_inline_reference(tensor):
             light.graph.initializer.append(tensor)  # it was moved to the data file, or lies there already
         else:

@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from msconv_deploy.model_files import MIN_REFERENCE_BYTES, external_location
+from msconv_deploy.model_files import MIN_REFERENCE_BYTES, copy_field, external_location
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
 from msconv_deploy.surgery.engine.folding import LIMIT, fold
@@ -69,10 +69,10 @@ def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
     light = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name != "graph":
-            _assign(light, field, value)
+            copy_field(light, field.name, value)
     for field, value in model.graph.ListFields():
         if field.name != "initializer":
-            _assign(light.graph, field, value)
+            copy_field(light.graph, field.name, value)
     for tensor in model.graph.initializer:
         if tensor.name in inputs:
             continue
@@ -81,15 +81,6 @@ def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
         else:
             light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     return light, weights
-
-
-def _assign(message: Any, field: Any, value: Any) -> None:
-    if isinstance(value, (str, int, float, bytes, bool)):
-        setattr(message, field.name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(message, field.name).CopyFrom(value)
-    else:
-        getattr(message, field.name).extend(value)
 
 
 class EditableModel:
@@ -177,11 +168,11 @@ class EditableModel:
         result = onnx.ModelProto()
         for field, value in self.model.ListFields():
             if field.name != "graph":
-                _assign(result, field, value)
+                copy_field(result, field.name, value)
         before, graph = self.model.graph, result.graph
         for field, value in before.ListFields():
             if field.name not in ("node", "initializer", "value_info", "quantization_annotation"):
-                _assign(graph, field, value)
+                copy_field(graph, field.name, value)
         made = {output for node in self._new_nodes for output in node.output if output}
         kept = [node for node in before.node if not made.intersection(node.output)]
         graph.node.extend(_live_in_order([*kept, *self._new_nodes], [o.name for o in before.output]))
