@@ -307,6 +307,9 @@ class _Writer:
         return [c for c in channels if c // self.found.channels_per_group in groups]
 
     def _write_run(self, run: _Run, output: str | None) -> str:
+        if self.lowering == DYNAMIC_BIAS:
+            self.last = self._write_with_bias(run, output)
+            return self.last
         dense = self._write_dense(run, self._bias(run)) if run.dense else None
         members = self._members(run)
         if not members:
@@ -333,7 +336,7 @@ class _Writer:
             total = combine(self.builder, self._terms(members), self.tables, self._index)
             flat = self.builder.add("Reshape", total.name, self.builder.ints([-1]), hint="term_bias")
             bias = self.builder.add("Add", flat, bias, hint="bias") if bias else flat
-        return self._write_dense(run, bias, output)
+        return self._finish(self._write_dense(run, bias), output)
 
     def _full_size(self, total: Term) -> str:
         if self.lowering != EXPANDED_ADD:
