@@ -16,10 +16,10 @@ from torch import nn
 from msconv_deploy.errors import BadInputError, BuildFailedError, UnverifiedError
 from msconv_deploy.exporting.model import example_inputs, load_model
 from msconv_deploy.exporting.recipe import FormName, Precision, Recipe
-from msconv_deploy.exporting.tracing import trace, written_opset
+from msconv_deploy.exporting.tracing import trace
 from msconv_deploy.files import check_writable, sha256_of
 from msconv_deploy.model_files import parameter_count, read_model, write_model
-from msconv_deploy.ops.forms import Form, convert_form
+from msconv_deploy.ops.forms import Form, convert_form, default_opset
 from msconv_deploy.reporting.export import Artefact, Sidecar
 from msconv_deploy.runtimes.opsets import newest_onnxruntime_opset
 from msconv_deploy.validation import InputOptions, ValidationOptions, validate_onnx_against_module
@@ -111,7 +111,7 @@ def _read_back(recipe: Recipe, raw: Path) -> onnx.ModelProto:
     """Read what the exporter wrote and compare it with what was asked for."""
     model = read_model(raw)
     opset = recipe.export.opset
-    found = written_opset(model)
+    found = default_opset(model)
     if found != opset:
         raise BuildFailedError(
             f"{recipe.path}: asked for opset {opset}, but the {recipe.export.exporter} exporter wrote {found}: it could not "
@@ -138,7 +138,7 @@ def _newer_operators(model: onnx.ModelProto, opset: int) -> str:
     for node in model.graph.node:
         if node.domain in ("", "ai.onnx"):
             try:
-                since = onnx.defs.get_schema(node.op_type, written_opset(model), "").since_version
+                since = onnx.defs.get_schema(node.op_type, default_opset(model), "").since_version
             except onnx.defs.SchemaError:
                 continue
             if since > opset:
@@ -220,7 +220,7 @@ def _sidecar(
         bytes=sum(f.stat().st_size for f in files),
         sha256=sha256_of(files[0]),
         exporter=recipe.export.exporter,
-        opset=written_opset(model),
+        opset=default_opset(model),
         ir_version=model.ir_version,
         nodes=len(graph.node),
         parameters=parameter_count(model),

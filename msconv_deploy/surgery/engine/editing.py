@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from msconv_deploy.model_files import MIN_REFERENCE_BYTES, copy_field, external_location
+from msconv_deploy.model_files import MIN_REFERENCE_BYTES, copy_field, external_location, without_weights
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
 from msconv_deploy.surgery.engine.folding import LIMIT, fold
@@ -64,22 +64,14 @@ def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx
 
     An initializer that is a graph input as well is a default that the caller may override: it stays an input only.
     """
+    light, aside = without_weights(model, _SMALL + 1)
+    for tensor in aside:
+        light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     inputs = {value.name for value in model.graph.input}
-    weights = {t.name: t for t in model.graph.initializer if uses_external_data(t) or len(t.raw_data) > _SMALL}
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            copy_field(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            copy_field(light.graph, field.name, value)
-    for tensor in model.graph.initializer:
-        if tensor.name in inputs:
-            continue
-        if tensor.name not in weights:
-            light.graph.initializer.append(tensor)
-        else:
-            light.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    own = [tensor for tensor in light.graph.initializer if tensor.name not in inputs]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(own)
+    weights = {tensor.name: tensor for tensor in aside}
     return light, weights
 
 

@@ -44,11 +44,6 @@ def operator(node: gs.Node) -> str:
     return str(node.op) if node.domain in (None, "", "ai.onnx") else ""
 
 
-def known_one(dim: Dim) -> bool:
-    """Is the extent 1 by structure?"""
-    return dim == 1
-
-
 class Symbols:
     """Extents and shape values of a graph's tensors, found on demand and remembered.
 
