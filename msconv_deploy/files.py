@@ -71,6 +71,16 @@ def write_text(path: Path | str, text: str, force: bool = False) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path | str, content: bytes, force: bool = False) -> None:
+    """Write a binary file atomically.
+
+    Raises:
+        BadInputError: see :func:`atomic_write`.
+    """
+    with atomic_write(path, force) as temporary:
+        temporary.write_bytes(content)
+
+
 def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()

@@ -26,6 +26,30 @@ InputShapeOption = Annotated[
     ),
 ]
 
+PluginOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="LIB.so",
+        help="TensorRT plugin library, beside those in build/plugins and MSCONV_PLUGIN_PATH; repeatable.",
+    ),
+]
+
+
+class AllowChoice(str, Enum):
+    """Rules that are applied only where they are allowed by name."""
+
+    tiled_distance = "tiled-distance"
+
+
+AllowOption = Annotated[
+    list[AllowChoice] | None,
+    typer.Option(
+        "--allow",
+        help="Also apply this rule, whose result rounds otherwise than the original within a stated bound; repeatable.",
+    ),
+]
+
 
 class FormChoice(str, Enum):
     """The three forms of a model, as an option."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from msconv_deploy.cli.common import (
+    AllowOption,
     ForceOption,
     InputShapeOption,
     JsonOption,
@@ -23,6 +24,7 @@ from msconv_deploy.files import check_writable
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to inspect.")],
     input_shape: InputShapeOption = None,
+    allow: AllowOption = None,
     seed: SeedOption = 0,
     force: ForceOption = False,
     json: JsonOption = None,
@@ -37,7 +39,7 @@ def command(
     from msconv_deploy.reporting.numbers import bytes_text
     from msconv_deploy.validation.input_shapes import parse_input_shapes
 
-    report = inspect_file(model, parse_input_shapes(input_shape or []))
+    report = inspect_file(model, parse_input_shapes(input_shape or []), [rule.value for rule in allow or []])
     report.seed = seed
     if json is not None:
         report.write(json, force)

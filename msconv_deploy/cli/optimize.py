@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import (
+    AllowOption,
     ForceOption,
     FormChoice,
     InputShapeOption,
@@ -42,6 +43,7 @@ def command(
         WhenChoice, typer.Option("--when", help="Rewrite where it is estimated to be faster, or every valid site.")
     ] = WhenChoice.faster,
     form: Annotated[FormChoice, typer.Option("--form", help="The form to write.")] = FormChoice.portable,
+    allow: AllowOption = None,
     tune: Annotated[bool, typer.Option("--tune", help="Measure the candidates on this machine.")] = False,
     input_shape: InputShapeOption = None,
     inputs: Annotated[
@@ -78,6 +80,7 @@ def command(
 
     options = OptimizeOptions(
         when=when.value,
+        allow=[rule.value for rule in allow or []],
         form=form.value,
         tune=tune,
         input_shapes=parse_input_shapes(input_shape or []),

@@ -32,7 +32,7 @@ def print_sites(console: Console, sites: Sequence[SiteReport], decisions: bool) 
     from msconv_deploy.reporting.numbers import bytes_text, count_text, ratio_text
 
     if not sites:
-        console.print("no sites: no contraction of this model reads copies")
+        console.print("no sites: no contraction of this model reads copies, and no other rule matches")
         return
     table = Table(title="sites", title_justify="left")
     for heading in ("site", "operator", "uniform channels"):
@@ -73,7 +73,8 @@ def _segments(site: SiteReport) -> str:
             found = " < ".join(segment.found) or "its values"
             lines.append(f"{channels}: uniform along {axes}, by {found}")
         else:
-            lines.append(f"{channels}: dense")
+            made = f", windows by {' < '.join(segment.found)}" if segment.found else ""
+            lines.append(f"{channels}: dense{made}")
     return "\n".join(lines)
 
 
@@ -84,7 +85,7 @@ def print_near_misses(console: Console, near_misses: Sequence[NearMissReport]) -
 
     if not near_misses:
         return
-    table = Table(title="near-misses: contractions below copies that are no sites", title_justify="left")
+    table = Table(title="near-misses: nodes that a rule matches but for one condition", title_justify="left")
     for heading in ("node", "operator", "reason", "because of"):
         table.add_column(heading, overflow="fold")
     for miss in near_misses[:MAX_ROWS]:

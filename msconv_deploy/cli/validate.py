@@ -11,6 +11,7 @@ import typer
 from msconv_deploy.cli.common import (
     ForceOption,
     JsonOption,
+    PluginOption,
     QuietOption,
     SeedOption,
     VerboseOption,
@@ -57,7 +58,9 @@ def command(
     runtimes: Annotated[
         str | None,
         typer.Option(
-            "--runtimes", metavar="NAME,NAME", help="torch (the module in its own dtype) and ort; default: both."
+            "--runtimes",
+            metavar="NAME,NAME",
+            help="torch (the module in its own dtype), ort, trt (an engine, on a GPU); default: torch,ort.",
         ),
     ] = None,
     size: Annotated[
@@ -84,6 +87,7 @@ def command(
     optimization: Annotated[
         Optimization, typer.Option("--optimization", help="Graph optimizations of ONNX Runtime.")
     ] = Optimization.all,
+    plugin: PluginOption = None,
     rtx: Annotated[
         bool | None,
         typer.Option("--rtx/--no-rtx", help="Let TensorRT-RTX parse and build the file; default: if it is installed."),
@@ -111,7 +115,7 @@ def command(
             ranges=dict(parse_range(text) for text in input_range or []),
             files=inputs or [],
         ),
-        settings=Settings(threads=threads, optimization=optimization.value),
+        settings=Settings(threads=threads, optimization=optimization.value, plugins=plugin or []),
         tolerance=tolerance,
         save_to=save,
         force=force,

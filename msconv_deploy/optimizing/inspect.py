@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from msconv_deploy.files import sha256_of
@@ -13,20 +13,23 @@ from msconv_deploy.reporting import InspectReport
 from msconv_deploy.surgery.optimize import inspect_model
 
 
-def inspect_file(path: Path | str, input_shapes: Mapping[str, Sequence[int]] | None = None) -> InspectReport:
+def inspect_file(
+    path: Path | str, input_shapes: Mapping[str, Sequence[int]] | None = None, allow: Collection[str] = ()
+) -> InspectReport:
     """Find the sites of a file.
 
     Args:
         input_shapes: input -> extents, for estimates of MACs and bytes.
+        allow: rules to look for too that round otherwise than the original: ``tiled-distance``.
 
     Raises:
-        BadInputError: see :func:`msconv_deploy.optimizing.reading.read_source`.
+        BadInputError: see :func:`msconv_deploy.optimizing.reading.read_source`; or no such rule has to be allowed.
     """
     path, shapes = Path(path), {name: list(shape) for name, shape in (input_shapes or {}).items()}
     start = time.perf_counter()
     source = read_source(path, shapes)
     read = time.perf_counter()
-    result = inspect_model(source.model, path.parent, input_shapes=shapes or None)
+    result = inspect_model(source.model, path.parent, input_shapes=shapes or None, allow=allow)
     return InspectReport(
         model=str(path),
         model_sha256=sha256_of(path),

@@ -80,7 +80,8 @@ def _extent(dim: onnx.TensorShapeProto.Dimension) -> str:
 
 
 def _before(graph: _Graph, site: SiteReport) -> View:
-    core = [graph.producer[site.output]] if site.output in graph.producer else []
+    named = [index for index, node in enumerate(graph.nodes) if site.node in (node.name, *node.output)]
+    core = named[:1] or [graph.producer[name] for name in (site.output,) if name in graph.producer]
     copies = {text.split(" ", 1)[-1] for segment in site.segments for text in segment.found}
     chosen = _around(graph, core, _UP, _DOWN)
     kinds: dict[int, Kind] = {i: "copy" for i in chosen if graph.nodes[i].name in copies}

@@ -76,6 +76,7 @@ class _Work:
                 input_shapes=self.shapes or None,
                 tune=options.tune,
                 form=Form.FUSED if form is Form.PLUGIN else form,  # what is verified has to run in ONNX Runtime
+                allow=options.allow,
                 progress=self.progress,
             )
         report = self._report(result)
@@ -142,6 +143,7 @@ class _Work:
             model_sha256=sha256_of(self.path),
             form=options.form,
             when=options.when,
+            allowed=sorted(options.allow),
             tuned=options.tune,
             input_shapes=self.shapes,
             input_ranges=dict(options.input_ranges),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ class OptimizeOptions:
 
     Attributes:
         when: ``faster`` rewrites the sites whose estimated gain is above the margin, ``always`` every valid site.
+        allow: rules to apply too that round otherwise than the original: ``tiled-distance``.
         form: of the written model.
         tune: measure the candidates on this machine instead of estimating them.
         input_shapes: input -> extents, for estimates and as one of the sizes of the verification.
@@ -28,6 +29,7 @@ class OptimizeOptions:
     """
 
     when: Literal["faster", "always"] = "faster"
+    allow: Collection[str] = ()
     form: Literal["portable", "fused", "plugin"] = "portable"
     tune: bool = False
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)

@@ -12,10 +12,10 @@ import onnx
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.model_files import all_tensors, check_graph, external_location, model_bytes, read_model
 from msconv_deploy.ops.forms import default_opset
+from msconv_deploy.ops.symbolic import Size
 from msconv_deploy.reporting.optimize import ModelFacts
 from msconv_deploy.validation.graph import TensorSpec, graph_inputs
 from msconv_deploy.validation.input_shapes import size_of_shapes
-from msconv_deploy.validation.inputs import Size
 
 MIN_OPSET, MAX_OPSET = 11, 26
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from msconv_deploy.reporting.optimize import NearMissReport, SiteReport
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS
 from msconv_deploy.surgery.sites import NearMiss, Site
+from msconv_deploy.validation.cancellation import CheckedDistance
 from msconv_deploy.validation.site_sensitivity import CheckedSite
 
 
@@ -30,12 +31,14 @@ def checked_sites(sites: Sequence[Site]) -> list[CheckedSite]:
         CheckedSite(
             node=site.node,
             output=site.output,
+            contracted=site.contracted,
             channels=sum(segment.size for segment in site.segments),
             uniform=[
                 (segment.start, segment.size)
                 for segment in site.segments
                 if segment.uniform and site.op in CONTRACTIONS
             ],
+            distance=None if site.distance is None else CheckedDistance(**asdict(site.distance)),
         )
         for site in sites
         if site.decision == "rewritten"

@@ -156,6 +156,7 @@ class OptimizeReport(Report):
     model_sha256: str
     form: FormName
     when: Literal["faster", "always"]
+    allowed: list[str] = Field(default_factory=list, description="rules that are applied only where they are allowed")
     tuned: bool = False
     input_shapes: dict[str, list[int]] = Field(default_factory=dict)
     input_ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)

@@ -10,17 +10,18 @@ Tensors of rank below 2 are left in either mode: they are the arithmetic of shap
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from msconv_deploy.ops.forms import default_opset
+from msconv_deploy.surgery.choice.extents import InputShapes
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
 from msconv_deploy.surgery.engine.editing import EditableModel
 from msconv_deploy.surgery.engine.symbols import Dims, Symbols, operator
+from msconv_deploy.surgery.passes import Decider, PassResult
 from msconv_deploy.surgery.rules import drop_expand, sink_broadcast
 from msconv_deploy.surgery.sites import SegmentInfo, Site, node_name, rewritten_names
 
@@ -30,22 +31,10 @@ LEAST_ELEMENTS = 4096
 ON_CORE, WITHOUT_COPIES = "on-core", "without-copies"
 
 Match = sink_broadcast.Match | drop_expand.Match
-Decider = Callable[[str, str], tuple[bool, str]]
-"""(output tensor, why it may not be faster or an empty text) -> whether to rewrite, and the reason in words."""
 
 
-def faster(_: str, objection: str) -> tuple[bool, str]:
-    """Apply what cannot be slower."""
-    return not objection, objection or "less work on large tensors"
-
-
-def always(_: str, objection: str) -> tuple[bool, str]:
-    """Apply whatever is valid."""
-    return True, objection or "less work on large tensors"
-
-
-def broadcast_pass(model: onnx.ModelProto, folder: Path, decide: Decider) -> tuple[onnx.ModelProto, list[Site]]:
-    """Apply both rules once at every node; the model itself is returned if nothing was rewritten."""
+def broadcast_pass(model: onnx.ModelProto, folder: Path, decide: Decider, shapes: InputShapes) -> PassResult:
+    """Apply both rules once at every node; no shapes are needed."""
     editable = EditableModel(model, folder, default_opset(model))
     symbols = Symbols(editable.inferred)
     decomposer = Decomposer(symbols, editable.opset)
@@ -60,12 +49,13 @@ def broadcast_pass(model: onnx.ModelProto, folder: Path, decide: Decider) -> tup
     sites = []
     for found, objection in judged:
         site = _site(symbols, found)
-        apply, site.reason = decide(site.output, objection)
+        apply, reason = decide(site.output, objection)
+        site.reason = reason or "less work on large tensors"
         if apply:
             _rewrite(editable, symbols, found, site)
         sites.append(site)
     changed = any(site.decision == "rewritten" for site in sites)
-    return (editable.export() if changed else model), sites
+    return PassResult(editable.export() if changed else model, sites)
 
 
 def _match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | None:

@@ -2,35 +2,58 @@
 
     read_model -> EditableModel -> (rules match -> choose -> rewrite) until nothing changes -> model
 
-`tile-concat-conv` goes first; `sink-broadcast` and `drop-expand` work on what it leaves (``broadcasts``).
+`tile-concat-conv` goes first; the passes of :func:`_passes` work on what it leaves.
 
 `inspect_model` stops before the rewriting. Both return sites as data; nothing here prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import onnx
+import onnx_graphsurgeon as gs
 
+from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops.forms import Form, convert_form, default_opset
 from msconv_deploy.ops.schema import register_schema
-from msconv_deploy.surgery import broadcasts
+from msconv_deploy.surgery.broadcasts import broadcast_pass
 from msconv_deploy.surgery.choice.choose import Choice, When, choose
 from msconv_deploy.surgery.choice.extents import InputShapes, check_input_shapes
 from msconv_deploy.surgery.choice.timing import Comparison, random_feeds
 from msconv_deploy.surgery.choice.tune import Candidate, Plan
 from msconv_deploy.surgery.choice.tune import tune as tune_plan
-from msconv_deploy.surgery.engine.contraction import Contraction, Refusal
+from msconv_deploy.surgery.distances import distance_pass
+from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
+from msconv_deploy.surgery.engine.epilogue import Epilogue, taken_over
+from msconv_deploy.surgery.engine.split_views import SplitViews
 from msconv_deploy.surgery.engine.symbols import Symbols
-from msconv_deploy.surgery.rules import msconv_node, tile_concat_conv
+from msconv_deploy.surgery.merges import merge_pass
+from msconv_deploy.surgery.passes import Decider, Pass, always, faster
+from msconv_deploy.surgery.rules import msconv_node, tile_concat_conv, tiled_distance
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
-from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site, node_name, rewritten_names
+from msconv_deploy.surgery.sites import NearMiss, SegmentInfo, Site, geometry_text, node_name, rewritten_names
+from msconv_deploy.surgery.unfolds import unfold_pass
+
+OPTIONAL = (tiled_distance.ID,)
+"""Rules that are applied only where they are allowed by name: their result rounds otherwise than the original does."""
+
+
+def _passes(allow: Collection[str]) -> tuple[Pass, ...]:
+    """What follows `tile-concat-conv`, in this order, each on the model that the one before leaves.
+
+    Raises:
+        BadInputError: a name is not one of :data:`OPTIONAL`.
+    """
+    unknown = sorted(set(allow) - set(OPTIONAL))
+    if unknown:
+        raise BadInputError(f"no rule {unknown[0]!r} needs to be allowed: those that do are {', '.join(OPTIONAL)}")
+    return unfold_pass, merge_pass, partial(distance_pass, allowed=tiled_distance.ID in allow), broadcast_pass
 
 
 @dataclass
@@ -59,17 +82,28 @@ Chooser = Callable[[EditableModel, Symbols, Sequence[Match]], list[Choice]]
 
 
 def inspect_model(
-    model: onnx.ModelProto, folder: Path, *, input_shapes: Mapping[str, Sequence[int]] | None = None
+    model: onnx.ModelProto,
+    folder: Path,
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    allow: Collection[str] = (),
 ) -> Result:
-    """Find the sites of a model without changing it (its external data lies in ``folder``)."""
+    """Find the sites of a model without changing it (its external data lies in ``folder``).
+
+    Args:
+        input_shapes, allow: as for :func:`optimize_model`.
+    """
     shapes = _checked(model, input_shapes)
     chooser = partial(choose, when="faster", shapes=shapes)
     found = _one_pass(Result(model), folder, chooser, dry=True)
     # What the other rules would find then: a rewrite of the contractions leaves them less.
-    for site in _all_passes(model, folder, chooser, broadcasts.faster, Form.PORTABLE).sites:
+    then = _all_passes(model, folder, chooser, faster, Form.PORTABLE, shapes, allow)
+    for site in then.sites:
         if site.rule != tile_concat_conv.ID:
             site.decision = "left"
             found.sites.append(site)
+    known = {(miss.node, miss.reason) for miss in found.near_misses}
+    found.near_misses += [miss for miss in then.near_misses if (miss.node, miss.reason) not in known]
     return found
 
 
@@ -81,6 +115,7 @@ def optimize_model(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     tune: bool = False,
     form: Form = Form.PORTABLE,
+    allow: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Rewrite the sites of a model.
@@ -93,32 +128,42 @@ def optimize_model(
         tune: measure the candidates on this machine instead of estimating them.
         form: how rewritten sites are spelled. What MSConv2d does not cover is written in portable form in every form;
             the site's reason says why.
+        allow: rules of :data:`OPTIONAL` to apply too, as ``when`` says.
         progress: is told in words what is done now.
     """
     shapes = _checked(model, input_shapes)
     if tune:
-        return _tuned(model, folder, when, shapes, form, progress)
-    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes), _decider(when), form)
+        return _tuned(model, folder, when, shapes, form, allow, progress)
+    return _all_passes(model, folder, partial(choose, when=when, shapes=shapes), _decider(when), form, shapes, allow)
 
 
-def _decider(when: When) -> broadcasts.Decider:
-    return broadcasts.faster if when == "faster" else broadcasts.always
+def _decider(when: When) -> Decider:
+    return faster if when == "faster" else always
 
 
 def _all_passes(
-    model: onnx.ModelProto, folder: Path, chooser: Chooser, decide: broadcasts.Decider, form: Form
+    model: onnx.ModelProto,
+    folder: Path,
+    chooser: Chooser,
+    decide: Decider,
+    form: Form,
+    shapes: InputShapes,
+    allow: Collection[str],
 ) -> Result:
     """All rules until nothing changes. No node that a rewrite made is rewritten again, so this ends."""
-    result = Result(model)
+    result, passes = Result(model), _passes(allow)
     if form is not Form.PORTABLE:
         register_schema()  # shape inference meets our nodes from the second pass on
     while True:
         result = _contractions(result, folder, chooser, form)
-        after, found = broadcasts.broadcast_pass(result.model, folder, decide)
-        result.sites += found
-        if after is result.model:
+        before = result.model
+        for each in passes:
+            found = each(result.model, folder, decide, shapes)
+            result.model = found.model
+            result.sites += found.sites
+            result.near_misses += found.near_misses
+        if result.model is before:
             break
-        result.model = after
     if any(site.lowering == msconv_node.LOWERING for site in result.sites if site.decision == "rewritten"):
         result.model = convert_form(result.model, form)
     return result
@@ -134,7 +179,13 @@ def _contractions(result: Result, folder: Path, chooser: Chooser, form: Form) ->
 
 
 def _tuned(
-    model: onnx.ModelProto, folder: Path, when: When, shapes: InputShapes, form: Form, progress: Progress | None
+    model: onnx.ModelProto,
+    folder: Path,
+    when: When,
+    shapes: InputShapes,
+    form: Form,
+    allow: Collection[str],
+    progress: Progress | None,
 ) -> Result:
     """Optimize by measuring: see ``choice.tune``."""
 
@@ -144,7 +195,7 @@ def _tuned(
         def by_plan(editable: EditableModel, symbols: Symbols, matches: Sequence[Match]) -> list[Choice]:
             choices = choose(editable, symbols, matches, mode, shapes)
             for choice, found in zip(choices, matches, strict=True):
-                spelling = choice.lowering if plan is None else plan.get(found.node.outputs[0].name)
+                spelling = choice.lowering if plan is None else plan.get(_result(found, choice.epilogue).name)
                 if plan is not None:
                     choice.rewrite, choice.reason = spelling is not None, "measured"
                 choice.lowering = spelling or choice.lowering
@@ -153,7 +204,7 @@ def _tuned(
         def planned(output: str, objection: str) -> tuple[bool, str]:
             return _decider(mode)(output, objection) if plan is None else (output in plan, "measured")
 
-        return _all_passes(model, folder, by_plan, planned, wanted)
+        return _all_passes(model, folder, by_plan, planned, wanted, shapes, allow)
 
     every, estimated = optimized(None), optimized(None, when)
     promising = sorted(every.sites, key=lambda site: site.estimated_gain or 1.0, reverse=True)
@@ -187,13 +238,14 @@ def _one_pass(result: Result, folder: Path, chooser: Chooser, form: Form = Form.
     editable = EditableModel(result.model, folder, opset)
     symbols = Symbols(editable.inferred)
     decomposer = Decomposer(symbols, opset)
+    views = SplitViews(symbols, decomposer)
     made = rewritten_names(result.model)
     after = Result(result.model, [site for site in result.sites if site.decision == "rewritten"])
     matches = []
     for node in editable.graph.nodes:
         if node.name in made:
             continue
-        found = tile_concat_conv.match(node, symbols, decomposer)
+        found = tile_concat_conv.match(node, symbols, decomposer, views)
         if isinstance(found, Refusal):
             after.near_misses.append(NearMiss(node_name(node), node.op, found.reason, list(found.nodes)))
         elif isinstance(found, Match):
@@ -203,16 +255,26 @@ def _one_pass(result: Result, folder: Path, chooser: Chooser, form: Form = Form.
         site = _site(found, choice)
         after.sites.append(site)
         if choice.rewrite and not dry:
-            changed |= _rewrite(editable, symbols, found, site, form)
+            changed |= _rewrite(editable, symbols, found, choice.epilogue, site, form)
     if changed:
         after.model = editable.export()
     return after
 
 
-def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site, form: Form) -> bool:
+def _result(found: Match, epilogue: Epilogue | None) -> gs.Tensor:
+    """The tensor that a rewrite computes."""
+    return epilogue.result if epilogue is not None else found.node.outputs[0]
+
+
+def _rewrite(
+    editable: EditableModel, symbols: Symbols, found: Match, epilogue: Epilogue | None, site: Site, form: Form
+) -> bool:
     """Rewrite one site in the graph; False if something that is needed turns out not to be known."""
     prefix = editable.new_prefix(f"{site.node}/msconv")
-    symbols.dims(found.node.outputs[0])  # known from the original node, which is about to go
+    own, result = found.node.outputs[0], _result(found, epilogue)
+    symbols.dims(own), symbols.dims(result)  # known from the original nodes, which are about to go
+    if epilogue is not None:
+        found = replace(found, contraction=taken_over(found.contraction, epilogue, editable, prefix))
     builder = _as_node(editable, found, site, prefix) if form is not Form.PORTABLE else None
     if builder is None:
         written = tile_concat_conv.rewrite(editable, symbols, found, prefix, site.lowering)
@@ -220,8 +282,10 @@ def _rewrite(editable: EditableModel, symbols: Symbols, found: Match, site: Site
             site.reason = written.reason
             return False
         builder = written
+    builder.rename(own.name, result.name)
     found.node.outputs.clear()
-    editable.insert(builder, {"msconv.rule": site.rule, "msconv.replaces": site.node})
+    result.inputs.clear()
+    editable.insert(builder, {"msconv.rule": site.rule, "msconv.replaces": ",".join([site.node, *site.taken_over])})
     site.decision = "rewritten"
     return True
 
@@ -243,28 +307,21 @@ def _site(found: Match, choice: Choice) -> Site:
         for start, s in zip(found.starts, found.segments, strict=True)
     ]
     node = found.node
+    output = str(_result(found, choice.epilogue).name)
     site = Site(
-        node_name(node), node.op, node.outputs[0].name, _geometry(found.contraction), segments, tile_concat_conv.ID
+        node_name(node),
+        node.op,
+        output,
+        geometry_text(found.contraction.axes, found.contraction.group),
+        segments,
+        tile_concat_conv.ID,
     )
     site.lowering, site.reason, site.spellings = choice.lowering, choice.reason, list(choice.spellings)
+    if choice.epilogue is not None:
+        site.taken_over, site.contracted = [node_name(n) for n in choice.epilogue.nodes], str(node.outputs[0].name)
+        site.reason += f"; {', '.join(n.op for n in choice.epilogue.nodes)} behind it in its weights"
     if choice.cost is not None:
         site.macs_before, site.macs_after = choice.cost.before.macs, choice.cost.after.macs
         site.bytes_before, site.bytes_after = choice.cost.before.bytes, choice.cost.after.bytes
         site.estimated_gain = choice.cost.gain
     return site
-
-
-def _geometry(contraction: Contraction) -> str:
-    if not contraction.axes:
-        return ""
-    axes = contraction.axes
-    parts = ["kernel " + "x".join(str(a.kernel) for a in axes)]
-    if any(a.stride != 1 for a in axes):
-        parts.append("stride " + "x".join(str(a.stride) for a in axes))
-    if any(a.dilation != 1 for a in axes):
-        parts.append("dilation " + "x".join(str(a.dilation) for a in axes))
-    if any(a.padded for a in axes):
-        parts.append("pad " + " ".join(f"{a.pad_before},{a.pad_after}" for a in axes))
-    if contraction.group != 1:
-        parts.append(f"group {contraction.group}")
-    return ", ".join(parts)

@@ -3,7 +3,8 @@
 Importing this package imports onnx and NumPy; torch, ONNX Runtime and Polygraphy only when something is run.
 """
 
-from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_size, size_text
+from msconv_deploy.ops.symbolic import size_text
+from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_size
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.tolerance import policy_tolerance
 from msconv_deploy.validation.validate import (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Case, RefusedCase
 from msconv_deploy.validation.difference import TensorDifference, difference
 from msconv_deploy.validation.graph import OnnxGraph
@@ -20,7 +21,6 @@ from msconv_deploy.validation.inputs import (
     default_sizes,
     from_file,
     generate,
-    size_text,
 )
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.tolerance import with_noise

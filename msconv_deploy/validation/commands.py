@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from msconv_deploy.runtimes.tensorrt.profiles import Profile, spanning
 from msconv_deploy.validation.graph import OnnxGraph
 from msconv_deploy.validation.inputs import Inputs
-
-Profile = dict[str, tuple[list[int], list[int], list[int]]]
 
 
 def polygraphy_command(model: Path, inputs: Path, outputs: Path, absolute_tolerances: Mapping[str, float]) -> str:
@@ -27,13 +26,10 @@ def polygraphy_command(model: Path, inputs: Path, outputs: Path, absolute_tolera
 
 def shape_profile(graph: OnnxGraph, cases: Sequence[Inputs]) -> Profile:
     """(min, opt, max) shape of every input with a dynamic dimension: over the cases, opt the first one."""
-    profile: Profile = {}
-    for spec in graph.inputs:
-        if any(isinstance(dim, str) for dim in spec.dims) and cases:
-            shapes = [list(case.arrays[spec.name].shape) for case in cases]
-            extents = list(zip(*shapes, strict=True))
-            profile[spec.name] = ([min(e) for e in extents], shapes[0], [max(e) for e in extents])
-    return profile
+    if not cases:
+        return {}
+    spans = spanning([{name: array.shape for name, array in case.arrays.items()} for case in cases])
+    return {spec.name: spans[spec.name] for spec in graph.inputs if any(isinstance(dim, str) for dim in spec.dims)}
 
 
 def trtexec_command(model: Path, profile: Profile) -> str:

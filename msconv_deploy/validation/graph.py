@@ -16,10 +16,8 @@ from google.protobuf.message import DecodeError
 from onnx import inliner
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.ops.symbolic import Dim
 from msconv_deploy.validation.tolerance import ErrorPath
-
-Dim = int | str
-"""A static extent, or the name (or arithmetic expression over names) of a dynamic one."""
 
 UNKNOWN_REDUCTION = 1024
 """Reduction size that is assumed where the graph does not tell it (operands of unknown static shape)."""

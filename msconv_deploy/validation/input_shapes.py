@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.validation.graph import Dim, TensorSpec
-from msconv_deploy.validation.inputs import Size, batch_symbols, complete_size, extent, free_symbols
+from msconv_deploy.ops.symbolic import Dim, Size, extent
+from msconv_deploy.validation.graph import TensorSpec
+from msconv_deploy.validation.inputs import batch_symbols, complete_size, free_symbols
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -7,7 +7,6 @@ exporter writes them.
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 import zipfile
@@ -21,9 +20,9 @@ import numpy as np
 import onnx
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.validation.graph import Dim, TensorSpec
+from msconv_deploy.ops.symbolic import Dim, Size, extent, names_in, size_text
+from msconv_deploy.validation.graph import TensorSpec
 
-Size = dict[str, int]
 Range = tuple[float, float]
 
 DEFAULT_SEED = 0
@@ -94,85 +93,16 @@ class InputOptions:
 # -- symbolic dimensions ---------------------------------------------------------------------------------------------
 
 
-def _names_in(dim: Dim) -> list[str]:
-    if isinstance(dim, int):
-        return []
-    tree = _parse(dim)
-    if tree is None:
-        return [dim]
-    return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-
-
-def _parse(dim: str) -> ast.expr | None:
-    """The expression, or None if the text is to be taken as one name (such as ``x[2]`` or ``unk__7``)."""
-    try:
-        tree = ast.parse(dim, mode="eval").body
-    except SyntaxError:
-        return None
-    allowed = (ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.operator, ast.unaryop, ast.expr_context)
-    return tree if all(isinstance(n, allowed) for n in ast.walk(tree)) else None
-
-
-def extent(dim: Dim, size: Mapping[str, int]) -> int:
-    """Value of a dimension under a size.
-
-    Raises:
-        BadInputError: a symbol has no value, or the expression has no whole positive value.
-    """
-    if isinstance(dim, int):
-        return dim
-    tree = _parse(dim)
-    try:
-        value = size[dim] if tree is None else _evaluate(tree, size)
-    except KeyError as error:
-        raise BadInputError(f"dimension {dim}: no extent is given for {error.args[0]}") from None
-    except (ZeroDivisionError, TypeError):
-        raise BadInputError(
-            f"dimension {dim}: cannot be computed for {size_text(size)}; give the inputs as a file"
-        ) from None
-    if value != int(value) or value < 0:
-        raise BadInputError(f"dimension {dim} is {value} for {size_text(size)}: not an extent")
-    return int(value)
-
-
-def _evaluate(node: ast.expr, size: Mapping[str, int]) -> float:
-    if isinstance(node, ast.Name):
-        return size[node.id]
-    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_evaluate(node.operand, size)
-    if isinstance(node, ast.BinOp):
-        left, right = _evaluate(node.left, size), _evaluate(node.right, size)
-        match node.op:
-            case ast.Add():
-                return left + right
-            case ast.Sub():
-                return left - right
-            case ast.Mult():
-                return left * right
-            case ast.FloorDiv():
-                return left // right
-            case ast.Div():
-                return left / right
-    raise TypeError(ast.dump(node))
-
-
 def free_symbols(inputs: Sequence[TensorSpec]) -> list[str]:
     """Names of all free dimensions, in order of appearance."""
-    return list(dict.fromkeys(name for spec in inputs for dim in spec.dims for name in _names_in(dim)))
+    return list(dict.fromkeys(name for spec in inputs for dim in spec.dims for name in names_in(dim)))
 
 
 def batch_symbols(inputs: Sequence[TensorSpec]) -> set[str]:
     """Symbols that occur as a first dimension only."""
-    first = {n for spec in inputs for dim in spec.dims[:1] for n in _names_in(dim)}
-    later = {n for spec in inputs for dim in spec.dims[1:] for n in _names_in(dim)}
+    first = {n for spec in inputs for dim in spec.dims[:1] for n in names_in(dim)}
+    later = {n for spec in inputs for dim in spec.dims[1:] for n in names_in(dim)}
     return first - later
-
-
-def size_text(size: Mapping[str, int]) -> str:
-    """``N=4,H=17,W=23``; ``static`` where nothing is free."""
-    return ",".join(f"{name}={value}" for name, value in size.items()) or "static"
 
 
 def parse_size(text: str) -> Size:
@@ -328,7 +258,7 @@ def from_file(inputs: Sequence[TensorSpec], path: Path, options: InputOptions, i
         if array.ndim != len(dims):
             raise BadInputError(f"{path}: {name} has shape {list(array.shape)}, but the model wants {_dims_text(dims)}")
         for dim, actual in zip(dims, array.shape, strict=True):
-            if isinstance(dim, str) and _names_in(dim) == [dim] and size.setdefault(dim, actual) != actual:
+            if isinstance(dim, str) and names_in(dim) == [dim] and size.setdefault(dim, actual) != actual:
                 raise BadInputError(f"{path}: {name} has {dim}={actual}, but another input has {dim}={size[dim]}")
     size = complete_size(size, inputs)
     for name, array in given.items():

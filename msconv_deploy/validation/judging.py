@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Comparison, Verdict
 from msconv_deploy.validation.cases import UsableCase
 from msconv_deploy.validation.difference import TensorDifference, is_float
-from msconv_deploy.validation.inputs import size_text
 
 
 def judge(runtime: str, case: UsableCase, name: str, found: TensorDifference) -> Comparison:

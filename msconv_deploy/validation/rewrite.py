@@ -8,6 +8,7 @@ Three checks:
   times the original's own noise at that tensor widen the tolerance.
 * Outputs: the models as they are deployed, with optimizations, against the original without; the tolerance is the
   larger of the policy's and four times the original's own noise.
+* Both are widened where a pairwise distance is rewritten, by a bound from its operands (:mod:`.cancellation`).
 * Interface: inputs, outputs, their order, types and symbolic dims, opsets, metadata.
 
 Tolerances come from the *original* graph, so that a rewrite cannot loosen what it is measured by.
@@ -25,18 +26,21 @@ import numpy as np
 import onnx
 
 from msconv_deploy.errors import MsconvError
+from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Comparison, Verification
+from msconv_deploy.reporting.validation import RefusedCase
+from msconv_deploy.validation.cancellation import allowances
 from msconv_deploy.validation.cases import OutputTolerance, Reference, UsableCase, collect, tensor_tolerance
 from msconv_deploy.validation.difference import difference
 from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.graph import OnnxGraph, graph_of
-from msconv_deploy.validation.inputs import Inputs, mentioned_sizes, size_text
+from msconv_deploy.validation.inputs import Inputs, mentioned_sizes
 from msconv_deploy.validation.interface import interface_changes
 from msconv_deploy.validation.judging import judge, not_run, overall
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.sensitivity import insensitive
 from msconv_deploy.validation.site_sensitivity import CheckedSite, insensitive_sites
-from msconv_deploy.validation.tolerance import with_noise
+from msconv_deploy.validation.tolerance import NOISE_LIMIT, with_noise
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
@@ -135,13 +139,29 @@ class _Work:
             self._runner(original, "reference", "none", self.site_outputs),
             self._runner(original, "reference, optimized", "all"),
         )
-        self.cases, self.refused = collect(self.graph, self.reference, options)
+        self._allowances: dict[str, dict[str, float]] = {}  # of the sets of inputs, by name
+        self.cases, self.refused = self._computing(*collect(self.graph, self.reference, options))
         if not self.cases and options.inputs.wants_defaults:
             sizes = mentioned_sizes(original, self.graph.inputs)
             inputs = replace(options.inputs, sizes=sizes, files=(), also_defaults=False)
             if sizes:
-                self.cases, refused = collect(self.graph, self.reference, replace(options, inputs=inputs))
+                found = collect(self.graph, self.reference, replace(options, inputs=inputs))
+                self.cases, refused = self._computing(*found)
                 self.refused += refused
+
+    def _computing(
+        self, cases: Sequence[UsableCase], refused: Sequence[RefusedCase]
+    ) -> tuple[list[UsableCase], list[RefusedCase]]:
+        """Cases in which every site computes something; the others, such as images smaller than a window, are refused."""
+        usable, without = [], list(refused)
+        for case in cases:
+            empty = [name for name in self.site_outputs if not np.asarray(case.expected[name]).size]
+            if empty:
+                reason = f"it computes nothing there: {empty[0]} is empty"
+                without.append(RefusedCase(size=case.inputs.size, reason=reason))
+            else:
+                usable.append(case)
+        return usable, without
 
     def _runner(self, model: onnx.ModelProto, name: str, optimization: Any, tensors: Iterable[str] = ()) -> BaseRunner:
         from polygraphy.backend.onnxrt import OnnxrtRunner
@@ -163,16 +183,20 @@ class _Work:
         if not self.sites:
             return []
         cases = [_without_noise(_restricted(case, self.site_outputs)) for case in self.cases]
+        self._allow_cancellation(cases)
         rows = self._compare(SITES, self.rewritten, "none", cases, self.site_outputs)
         below = _below(self.original, self.site_outputs)
         if any(row.verdict == "differ" and row.output in below and row.shape is not None for row in rows):
             self._widen(cases, below)
+            self._allow_cancellation(cases)
             rows = [row for case in cases for row in _judged(SITES, case, self.graph)]
         return rows
 
     def compare_outputs(self) -> list[Comparison]:
         """Graph outputs, of the model as it is deployed."""
-        return self._compare(OUTPUTS, self.rewritten, "all", self.of_outputs(self.cases), ())
+        cases = self.of_outputs(self.cases)
+        self._allow_cancellation(cases)
+        return self._compare(OUTPUTS, self.rewritten, "all", cases, ())
 
     def _compare(
         self, runtime: str, model: onnx.ModelProto, optimization: str, cases: list[UsableCase], tensors: Sequence[str]
@@ -213,6 +237,25 @@ class _Work:
                 policy = case.tolerances[name].policy
                 value, usable = with_noise(policy, noise.value)
                 case.tolerances[name] = OutputTolerance(value, policy, noise.value, usable)
+
+    def _allow_cancellation(self, cases: Sequence[UsableCase]) -> None:
+        """Let the bounds of pairwise distances widen the tolerances of what they reach."""
+        distances = {site.output: site.distance for site in self.sites if site.distance is not None}
+        if not distances or self.options.tolerance is not None:
+            return
+        for case, whole in zip(cases, self.cases, strict=True):
+            if whole.inputs.name not in self._allowances:
+                expected = {name: np.asarray(value) for name, value in whole.expected.items()}
+                self._allowances[whole.inputs.name] = allowances(
+                    self.path, self.original, distances, whole.inputs, expected, self.options.inputs.seed
+                )
+            for name, amount in self._allowances[whole.inputs.name].items():
+                if name in case.tolerances and amount > case.tolerances[name].value:
+                    tolerance = case.tolerances[name]
+                    usable = amount <= NOISE_LIMIT
+                    case.tolerances[name] = replace(
+                        tolerance, value=amount if usable else tolerance.value, usable=usable and tolerance.usable
+                    )
 
     # -- what agreement is worth, and where it ends ------------------------------------------------------------------
 

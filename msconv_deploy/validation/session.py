@@ -12,14 +12,16 @@ from contextlib import contextmanager
 
 from msconv_deploy.errors import BadInputError, MsconvError, UnverifiedError
 from msconv_deploy.files import sha256_of
+from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Comparison, Divergence, ValidationReport
 from msconv_deploy.reporting.validation import largest_differences
 from msconv_deploy.runtimes import get_runtime
+from msconv_deploy.runtimes.prepared import PreparedRunner
 from msconv_deploy.validation import results
 from msconv_deploy.validation.cases import Reference, UsableCase, collect
 from msconv_deploy.validation.commands import shape_profile, trtexec_command
 from msconv_deploy.validation.graph import OnnxGraph
-from msconv_deploy.validation.inputs import Inputs, size_text
+from msconv_deploy.validation.inputs import Inputs
 from msconv_deploy.validation.judging import judge, not_run, overall
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.sensitivity import insensitive, withdraw
@@ -69,6 +71,15 @@ class Validation:
         self.reference = reference
         with self._timed("reference"):
             self.usable, self.refused = collect(self.graph, reference, self.options)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Let runners build what they need for the usable inputs."""
+        shapes = [{name: array.shape for name, array in case.inputs.arrays.items()} for case in self.usable]
+        for name, runner in self._runners.items():
+            if shapes and isinstance(runner, PreparedRunner):
+                with self._timed(f"{name} build"):
+                    self.notes.append(runner.prepare(shapes))
 
     @property
     def knows_noise(self) -> bool:
@@ -156,8 +167,9 @@ class Validation:
         """At the smallest size that differs. A search that fails says so and leaves the verdict alone."""
         from msconv_deploy.validation.divergence import SearchFailed
 
-        # Where the file does not run there is nothing to look at: those rows have no shape.
-        names = {c.case for c in comparisons if c.verdict == "differ" and c.runtime != "torch" and c.shape is not None}
+        # Intermediate tensors are seen in ONNX Runtime only. Where the file does not run there is nothing to look at:
+        # those rows have no shape.
+        names = {c.case for c in comparisons if c.verdict == "differ" and c.runtime == "ort" and c.shape is not None}
         if not names or not self.options.find_divergence:
             return None
         smallest = min((c.inputs for c in self.usable if c.inputs.name in names), key=lambda inputs: inputs.elements)

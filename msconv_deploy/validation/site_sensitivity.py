@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from msconv_deploy.runtimes import Settings
+from msconv_deploy.validation.cancellation import CheckedDistance
 from msconv_deploy.validation.difference import difference
 from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.graph import OnnxGraph
@@ -35,12 +36,22 @@ class CheckedSite:
         output: its output tensor, of that name in the original and the rewritten model.
         channels: of its input.
         uniform: (first channel, number of channels) of each uniform segment of its input.
+        contracted: the contraction's own output in the original, where ``output`` is that of arithmetic behind it which
+            the rewrite took over.
+        distance: of a pairwise distance, whose rewrite cancels otherwise.
     """
 
     node: str
     output: str
     channels: int
     uniform: Sequence[tuple[int, int]]
+    contracted: str = ""
+    distance: CheckedDistance | None = None
+
+    @property
+    def own_output(self) -> str:
+        """What the contraction itself makes in the original."""
+        return self.contracted or self.output
 
 
 @dataclass(frozen=True)
@@ -76,10 +87,10 @@ def insensitive_sites(
     from msconv_deploy.runtimes.onnx_runtime import make_session
 
     producers = {node.output[0]: node for node in original.graph.node if node.output}
-    moves = [move for site in sites for move in _moves(site, producers[site.output], graph, expected)]
+    moves = [move for site in sites for move in _moves(site, producers[site.own_output], expected)]
     nodes, replaced = [], []
     for move in moves:
-        node = producers[move.site.output]
+        node = producers[move.site.own_output]
         nodes.append(helper.make_node("Add", [node.input[0], move.name], [f"{move.name}/sum"], f"{move.name}/sum"))
         replaced.append((node, node.input[0]))
         node.input[0] = f"{move.name}/sum"
@@ -101,9 +112,7 @@ def insensitive_sites(
     )
 
 
-def _moves(
-    site: CheckedSite, producer: onnx.NodeProto, graph: OnnxGraph, expected: Mapping[str, NDArray[Any]]
-) -> list[_Move]:
+def _moves(site: CheckedSite, producer: onnx.NodeProto, expected: Mapping[str, NDArray[Any]]) -> list[_Move]:
     spatial = expected[site.output].ndim - 2 if producer.op_type in ("Conv", "ConvTranspose") else 0
     shape = (1, site.channels, *[1] * spatial) if spatial else (site.channels,)
     dtype = expected[site.output].dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,12 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+from msconv_deploy.surgery.engine.contraction import Refusal
+from msconv_deploy.surgery.engine.decomposition import Decomposer
+from msconv_deploy.surgery.engine.editing import EditableModel
+from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.optimize import Result, optimize_model
+from msconv_deploy.surgery.rules import tile_concat_conv
 
 TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12, np.float16: 1e-2}
 
@@ -172,6 +178,32 @@ def rewritten(result: Result, rule: str = "tile-concat-conv") -> int:
 def reasons(result: Result) -> str:
     """All refusals, in one text."""
     return " | ".join([site.reason for site in result.sites] + [miss.reason for miss in result.near_misses])
+
+
+def spelled(model: onnx.ModelProto, pick: Callable[[list[str]], str | None]) -> onnx.ModelProto | None:
+    """The model with its sites in chosen lowerings, or None where nothing was rewritten.
+
+    Args:
+        pick: one of the lowerings that a site is offered, or None to leave it.
+    """
+    editable = EditableModel(model, Path(), model.opset_import[0].version)
+    symbols = Symbols(editable.inferred)
+    decomposer = Decomposer(symbols, editable.opset)
+    matches = [tile_concat_conv.match(node, symbols, decomposer) for node in list(editable.graph.nodes)]
+    changed = False
+    for found in matches:
+        if not isinstance(found, tile_concat_conv.Match):
+            continue
+        lowering = pick(tile_concat_conv.lowerings(symbols, found))
+        if lowering is None:
+            continue
+        prefix = editable.new_prefix(f"{found.node.outputs[0].name}/msconv")
+        built = tile_concat_conv.rewrite(editable, symbols, found, prefix, lowering)
+        if not isinstance(built, Refusal):
+            found.node.outputs.clear()
+            editable.insert(built, {"msconv.rule": "test"})
+            changed = True
+    return editable.export() if changed else None
 
 
 def optimized(model: onnx.ModelProto, sizes=(), folder: Path = Path(), tolerance: float | None = None) -> Result:

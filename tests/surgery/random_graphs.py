@@ -556,6 +556,191 @@ class _Builder:
         return self.net.node("Gemm", source, self.weight(*shape), *bias, **attributes)
 
 
+class _MergedBuilder(_Builder):
+    """Models in which several axes are merged into one before the concat: R rays of S samples as R*S rows."""
+
+    MERGED = "M"
+
+    def __init__(self, rng: Random) -> None:
+        super().__init__(rng)
+        factors = ["R", "S", "T"][: rng.choice([2, 2, 2, 3])]
+        if self.conv:
+            self.before, self.after = [], ["H", "W"][: rng.choice([1, 1, 2])]
+        else:
+            around = self.kind == "MatMul" and self.chance(0.3)
+            self.before, self.after = (["N"], []) if around and self.chance(0.5) else ([], ["L"] if around else [])
+        self.factors = factors
+        self.axes = [*self.before, *factors, *self.after]
+        static = self.chance(0.35)
+        self.dynamic = {a: not static and rng.random() < 0.6 for a in self.axes}
+        self.extents = {a: rng.choice([1, 2, 2, 3, 4, 5] if a in factors else [1, 2, 3, 5, 8]) for a in self.axes}
+
+    @property
+    def channel(self) -> int:
+        return len(self.axes) - len(self.after) if self.conv else len(self.axes)
+
+    def frame(self, channels: int) -> list:
+        dims = [self.dim(a) for a in self.axes]
+        return [*dims[: self.channel], channels, *dims[self.channel :]]
+
+    def build(self) -> Case:
+        rng, net = self.rng, self.net
+        self.reference = net.input(*self.frame(2))
+        sizes = [self.dim(f) for f in self.factors]
+        self.row = int(np.prod(sizes)) if all(isinstance(d, int) for d in sizes) else self.MERGED
+        reference = self.merge(Value(self.reference, tuple(self.frame(2)), self.channel))
+        if self.row == self.MERGED:
+            net.symbols[self.MERGED] = (reference.name, len(self.before))
+        values = [self.row_operand() for _ in range(rng.choice([2, 2, 3, 4]))]
+        if self.chance(0.5):
+            values.append(reference)
+        joined = self.concat(values)
+        for _ in range(rng.choice([0, 0, 0, 1, 2])):
+            joined = self.chained(joined)
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            self.contract(joined)
+        if self.chance(0.1):
+            net.output(joined.name, rank=len(joined.dims))
+        if self.chance(0.15):
+            other = self.concat([values[0], self.row_operand()])
+            if other.name not in (joined.name, values[0].name):
+                self.contract(other)
+        assignments = [{a: rng.choice([1, 1, 2, 3, 4]) for a in self.axes} for _ in range(3)]
+        assignments.append({a: 3 + i for i, a in enumerate(self.axes)})
+        for assignment in assignments:
+            merged = [assignment[f] if self.dynamic[f] else self.extents[f] for f in self.factors]
+            assignment[self.MERGED] = int(np.prod(merged))
+            assignment["B"] = rng.choice([1, assignment[self.axes[0]]])
+        return Case(net.model(producer_name="random"), assignments)
+
+    def mixed(self, x: Value) -> Value | None:
+        return super().mixed(x) if self.MERGED not in x.dims and len(x.dims) == len(self.axes) + 1 else None
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def row_operand(self) -> Value:
+        """An operand in the merged layout."""
+        spellings = [self.split_operand] * 5 + [
+            self.row_input,
+            self.row_plain,
+            self.blocks,
+            self.looked_up,
+            self.other_split,
+        ]
+        value = self.rng.choice(spellings)() or self.split_operand()
+        for _ in range(self.rng.choice([0, 0, 1, 1, 2])):
+            value = self.chained(value)
+        if self.chance(0.05):
+            self.net.output(value.name, rank=len(value.dims))
+        return value
+
+    def row_frame(self, channels: int) -> list:
+        dims = [*(self.dim(a) for a in self.before), self.row, *(self.dim(a) for a in self.after)]
+        at = self.channel - len(self.factors) + 1
+        return [*dims[:at], channels, *dims[at:]]
+
+    def row_value(self, name: str, channels: int) -> Value:
+        return Value(name, tuple(self.row_frame(channels)), self.channel - len(self.factors) + 1)
+
+    def split_operand(self) -> Value:
+        """Information and copies in the layout of the factors, merged."""
+        value = self.tile() if self.chance(0.85) else self.factor_input()
+        for _ in range(self.rng.choice([0, 0, 1])):
+            longer = self.chained(value)
+            if list(longer.dims) == self.frame(longer.channels):
+                value = longer
+        return self.merge(value)
+
+    def factor_input(self) -> Value:
+        full = self.frame(self.rng.choice([1, 2, 3]))
+        return Value(self.net.input(*full), tuple(full), self.channel)
+
+    def row_input(self) -> Value:
+        """Rows that come as rows."""
+        channels = self.rng.choice([1, 2, 3])
+        return self.row_value(self.net.input(*self.row_frame(channels)), channels)
+
+    def row_plain(self) -> Value:
+        """Copies along the whole merged axis."""
+        channels = self.rng.choice([1, 2])
+        full = self.row_frame(channels)
+        small = [1 if i == len(self.before) else d for i, d in enumerate(full)]
+        return self.row_value(self.net.node("Expand", self.core(small), self.net.shape(full)), channels)
+
+    def blocks(self) -> Value | None:
+        """Rows that are repeated as a block: a Tile of an axis that has an extent."""
+        channels, cut = self.rng.choice([1, 2, 3]), self.rng.randrange(1, len(self.factors))
+        outer, inner = self.factors[:cut], self.factors[cut:]
+        if len(inner) > 1 and any(self.dynamic[f] for f in inner):
+            return None
+        block = self.dim(inner[0]) if len(inner) == 1 else int(np.prod([self.extents[f] for f in inner]))
+        small = [block if i == len(self.before) else d for i, d in enumerate(self.row_frame(channels))]
+        repeats = [self.times(outer) if i == len(self.before) else self.net.ints(1) for i in range(len(small))]
+        shape = self.net.node("Concat", *repeats, axis=0)
+        return self.row_value(self.net.node("Tile", self.core(small), shape), channels)
+
+    def times(self, factors) -> str:
+        """A product of extents as an int64 tensor of one element."""
+        product = self.net.shape([self.dim(factors[0])])
+        for factor in factors[1:]:
+            product = self.net.node("Mul", product, self.net.shape([self.dim(factor)]))
+        return product
+
+    def looked_up(self) -> Value | None:
+        """repeat_interleave and repeat as constant indices."""
+        if any(self.dynamic[f] for f in self.factors):
+            return None
+        first = self.extents[self.factors[0]]
+        rest = int(np.prod([self.extents[f] for f in self.factors[1:]]))
+        runs = self.chance(0.5)
+        indices = np.repeat(np.arange(first), rest) if runs else np.tile(np.arange(rest), first)
+        channels = self.rng.choice([1, 2, 3])
+        at = len(self.before)
+        small = [(first if runs else rest) if i == at else d for i, d in enumerate(self.row_frame(channels))]
+        name = self.net.node("Gather", self.core(small), self.net.constant(indices.astype(np.int64)), axis=at)
+        return self.row_value(name, channels)
+
+    def other_split(self) -> Value | None:
+        """As many rows from other factors."""
+        if not isinstance(self.row, int):
+            return None
+        a = self.rng.choice([n for n in range(1, self.row + 1) if self.row % n == 0])
+        channels, at = self.rng.choice([1, 2]), len(self.before)
+        full = self.row_frame(channels)
+        core = [1, self.row // a] if self.chance(0.5) else [a, 1]
+        wide = self.net.node(
+            "Expand",
+            self.core([*full[:at], *core, *full[at + 1 :]]),
+            self.net.shape([*full[:at], a, self.row // a, *full[at + 1 :]]),
+        )
+        return self.row_value(self.net.node("Reshape", wide, self.net.shape(full)), channels)
+
+    def merge(self, x: Value) -> Value:
+        """The factors merged, by several spellings."""
+        at, net = len(self.before), self.net
+        full = self.row_frame(x.channels)
+        choice = self.rng.randrange(4)
+        if choice == 0 and len(full) == 2:
+            return self.row_value(net.node("Flatten", x.name, axis=len(self.factors)), x.channels)
+        if choice == 1:
+            parts = [self.times(self.factors) if i == at else net.shape([d]) for i, d in enumerate(full)]
+            return self.row_value(net.node("Reshape", x.name, net.node("Concat", *parts, axis=0)), x.channels)
+        if choice == 2 and at == 0 and len(self.factors) == 3:  # in two steps
+            dims = list(x.dims)
+            step = net.node("Reshape", x.name, net.shape([dims[0], -1, *dims[3:]]))
+            if self.chance(0.5):
+                step = net.node("Relu", step)
+            return self.row_value(net.node("Reshape", step, net.shape([-1, *full[1:]])), x.channels)
+        return self.row_value(
+            net.node("Reshape", x.name, net.shape([-1 if i == at else d for i, d in enumerate(full)])), x.channels
+        )
+
+
+def random_merged_case(rng: Random) -> Case:
+    """A model in which copies hide in a factor of a merged axis."""
+    return _MergedBuilder(rng).build()
+
+
 def _others(value: Value) -> tuple:
     return tuple(d if i != value.channel else "channels" for i, d in enumerate(value.dims)), value.channel
 

@@ -86,7 +86,7 @@ def test_extents_of_the_caller_decide() -> None:
     [
         (1, 0, ["broadcast-add", "dynamic-bias", "expanded-add"]),
         (2, 0, ["broadcast-add", "expanded-add"]),
-        (1, 1, ["border-gather"]),
+        (1, 1, ["border-gather", "ones-channel"]),
     ],
 )
 def test_every_spelling_is_right(batch, pad, spellings, monkeypatch) -> None:

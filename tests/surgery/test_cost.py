@@ -104,6 +104,36 @@ def test_an_activation_is_part_of_a_convolution_but_not_of_a_sum() -> None:
     assert seconds([conv, add], True) > seconds([conv, add], False)
 
 
+def test_scaling_is_part_of_a_convolution_only_if_its_weights_and_bias_are_constant() -> None:
+    shapes = tensors(x=(1, 18, 64, 64), w=(32, 18, 3, 3), b=(32,), y=(1, 32, 64, 64))
+    conv = [Op("Conv", ("x", "w", "b"), ("y",))]
+
+    def seconds(constants, **around):
+        return estimate(conv, shapes, Surroundings(constants=frozenset(constants), **around)).seconds
+
+    one_pass = NODE + 2 * 4 * 32 * 64 * 64 * BYTES["elementwise"]
+    assert seconds("wb", scaled=True, activation=True) == seconds("wb")
+    assert seconds("w", scaled=True) == pytest.approx(seconds("w") + one_pass)
+    assert seconds("b", scaled=True) == pytest.approx(seconds("b") + one_pass)
+    both = seconds("w", scaled=True, activation=True)
+    assert both == pytest.approx(seconds("w") + 2 * one_pass), (
+        "an activation behind it is no neighbour of the convolution"
+    )
+
+
+def test_im2col_costs_by_its_elements() -> None:
+    shapes = tensors(x=(1, 4, 64, 64), w=(32, 4, 3, 3), one=(32, 4, 1, 1), y=(1, 32, 64, 64))
+    three, one = (estimate([Op("Conv", ("x", w), ("y",))], shapes, Surroundings()).seconds for w in ("w", "one"))
+    rates = CONTRACTIONS["plain"], CONTRACTIONS["plain-1x1"]
+    macs, moved = 64 * 64 * 32 * 4, 4 * (64 * 64 * 36 + 32 * 4)
+    assert three == pytest.approx(NODE + 9 * macs * rates[0].mac + 9 * 4 * 64 * 64 * rates[0].column)
+    assert one == pytest.approx(NODE + macs * rates[1].mac + moved * rates[1].byte)
+    grouped = Op("Conv", ("x", "g"), ("y",), {"group": 2})
+    shapes = {**shapes, **tensors(g=(32, 2, 3, 3))}
+    cost = estimate([grouped], shapes, Surroundings()).seconds
+    assert cost == pytest.approx(NODE + 9 * macs // 2 * rates[0].mac + 9 * 4 * 64 * 64 * rates[0].column)
+
+
 def test_leaving_the_blocked_layout_costs_a_pass() -> None:
     shapes = tensors(x=(1, 16, 64, 64), w=(32, 16, 3, 3), y=(1, 32, 64, 64))
     conv = [Op("Conv", ("x", "w"), ("y",))]
@@ -127,9 +157,10 @@ def test_constants_are_those_that_were_measured() -> None:
     measured = json.loads(file.read_text())
     for kind, rate in CONTRACTIONS.items():
         found = measured["contractions"][kind]
-        sizes = [(s["macs"], s["bytes"]) for s in measured["samples"][kind]]
-        for macs, moved in sizes:
-            ours, theirs = macs * rate.mac + moved * rate.byte, macs * found["mac"] + moved * found["byte"]
+        for sample in measured["samples"][kind]:
+            amounts = (sample["macs"], sample["bytes"], sample.get("columns", 0))
+            ours = np.dot(amounts, (rate.mac, rate.byte, rate.column))
+            theirs = np.dot(amounts, (found["mac"], found["byte"], found.get("column", 0.0)))
             assert ours == pytest.approx(theirs, rel=0.4), kind
     for kind, seconds in BYTES.items():
         assert seconds == pytest.approx(measured["bytes"][kind]["byte"], rel=0.5), kind

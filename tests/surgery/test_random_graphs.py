@@ -4,7 +4,6 @@
 """
 
 import os
-from pathlib import Path
 from random import Random
 
 import onnx
@@ -12,12 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from msconv_deploy.surgery.engine.contraction import Refusal
-from msconv_deploy.surgery.engine.decomposition import Decomposer
-from msconv_deploy.surgery.engine.editing import EditableModel
-from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.rules import tile_concat_conv
-from tests.surgery.graphs import compare, feeds, optimized, rewritten, session
+from tests.surgery.graphs import compare, feeds, optimized, rewritten, session, spelled
 from tests.surgery.random_graphs import defined_by_onnxruntime, random_case
 
 pytestmark = defined_by_onnxruntime
@@ -59,28 +54,6 @@ def test_drawn_graphs_agree(rng):
     check(random_case(rng))
 
 
-def _spelled(model, choice: int):
-    """The model with every site in its ``choice``-th lowering, or None where no site has that many."""
-    editable = EditableModel(model, Path(), model.opset_import[0].version)
-    symbols = Symbols(editable.inferred)
-    decomposer = Decomposer(symbols, editable.opset)
-    matches = [tile_concat_conv.match(node, symbols, decomposer) for node in list(editable.graph.nodes)]
-    changed = False
-    for found in matches:
-        if not isinstance(found, tile_concat_conv.Match):
-            continue
-        names = tile_concat_conv.lowerings(symbols, found)
-        if choice >= len(names):
-            continue
-        prefix = editable.new_prefix(f"{found.node.outputs[0].name}/msconv")
-        built = tile_concat_conv.rewrite(editable, symbols, found, prefix, names[choice])
-        if not isinstance(built, Refusal):
-            found.node.outputs.clear()
-            editable.insert(built, {"msconv.rule": "test"})
-            changed = True
-    return editable.export() if changed else None
-
-
 @pytest.mark.parametrize("block", range(3))
 def test_every_lowering_agrees(block):
     """Not only the one that the estimate chooses."""
@@ -93,7 +66,7 @@ def test_every_lowering_agrees(block):
         except Exception:
             continue
         for choice in (0, 1, 2):
-            result = _spelled(case.model, choice)
+            result = spelled(case.model, lambda names, i=choice: names[i] if i < len(names) else None)
             if result is None:
                 continue
             onnx.checker.check_model(result)

@@ -5,19 +5,18 @@ import pytest
 from onnx import TensorProto
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.ops.symbolic import extent, size_text
 from msconv_deploy.validation.graph import TensorSpec, read_graph
 from msconv_deploy.validation.inputs import (
     InputOptions,
     batch_symbols,
     complete_size,
     default_sizes,
-    extent,
     free_symbols,
     from_file,
     generate,
     parse_range,
     parse_size,
-    size_text,
 )
 from tests.validation.networks import single_op, two_convs
 

@@ -4,6 +4,9 @@ A site is rewritten by default where its estimated time before is at least ``MAR
 cheapest spelling. Sites that share a concatenation are judged together: all are taken to be rewritten first, and as long as
 one falls short it is left and the others are judged again, since then the concatenation has to stay.
 
+With "always" every valid site is rewritten, by the cheapest spelling that leaves no work on copies: `ones-channel`, which keeps
+one channel of them, is for "faster" and for tuning.
+
 Where a shape that matters is not known at the given or default extents, a site is rewritten if it does fewer
 multiply-accumulates per output, which a rewrite always does unless the core is as large as its copies; the reason says so.
 """
@@ -21,6 +24,7 @@ from msconv_deploy.surgery.choice.estimates import Estimator, Plan, SiteCost
 from msconv_deploy.surgery.choice.extents import InputShapes
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.editing import EditableModel
+from msconv_deploy.surgery.engine.epilogue import Epilogue, epilogue_of
 from msconv_deploy.surgery.engine.symbols import Symbols
 from msconv_deploy.surgery.rules import tile_concat_conv
 from msconv_deploy.surgery.rules.tile_concat_conv import Match
@@ -43,6 +47,7 @@ class Choice:
         cost: before and after, None where it could not be estimated.
         reason: in words.
         spellings: all lowerings that the site could have.
+        epilogue: arithmetic behind it that a rewrite takes over.
     """
 
     rewrite: bool
@@ -50,6 +55,7 @@ class Choice:
     cost: SiteCost | None
     reason: str
     spellings: tuple[str, ...] = ()
+    epilogue: Epilogue | None = None
 
 
 def choose(
@@ -59,7 +65,9 @@ def choose(
     if not matches:
         return []
     estimator = Estimator(editable, symbols, shapes)
-    plans = [_plans(editable, symbols, found, estimator) for found in matches]
+    outputs = frozenset(tensor.name for tensor in editable.graph.outputs)
+    epilogues = [epilogue_of(found.contraction, symbols, outputs) for found in matches]
+    plans = [_plans(editable, symbols, *pair, estimator, when) for pair in zip(matches, epilogues, strict=True)]
     costs = _costs(estimator, matches, plans, [bool(p) for p in plans])
     rewritten = [bool(p) for p in plans]
     while when == "faster":
@@ -70,20 +78,30 @@ def choose(
         again = _costs(estimator, matches, plans, rewritten)
         costs = [new if kept else old for new, old, kept in zip(again, costs, rewritten, strict=True)]
     choices = [_choice(*parts, when) for parts in zip(plans, costs, rewritten, strict=True)]
-    for choice, found in zip(choices, matches, strict=True):
+    for choice, found, epilogue in zip(choices, matches, epilogues, strict=True):
         choice.spellings = tuple(tile_concat_conv.lowerings(symbols, found))
+        choice.epilogue = epilogue
     return choices
 
 
-def _plans(editable: EditableModel, symbols: Symbols, found: Match, estimator: Estimator) -> list[Plan] | str:
+def _plans(
+    editable: EditableModel,
+    symbols: Symbols,
+    found: Match,
+    epilogue: Epilogue | None,
+    estimator: Estimator,
+    when: When,
+) -> list[Plan] | str:
     """The spellings of a site, or why there is none that can be estimated."""
     plans = []
     for lowering in tile_concat_conv.lowerings(symbols, found):
+        if when == "always" and lowering == tile_concat_conv.ONES_CHANNEL:
+            continue  # "always" promises that nothing is convolved with copies, and this keeps one channel of them
         builder = tile_concat_conv.rewrite(editable, symbols, found, "estimate", lowering)
         if isinstance(builder, Refusal):
             return builder.reason
         try:
-            plans.append(estimator.plan(found.node, builder, lowering))
+            plans.append(estimator.plan(found.node, builder, lowering, epilogue.nodes if epilogue else ()))
         except UnknownShapeError as tensor:
             return f"not estimated, the shape of {tensor} is not known"
     return plans

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rate:
-    """Cost of a kind of contraction: ``mac`` seconds per multiply-accumulate, ``byte`` per byte read and written."""
+    """Cost of a kind of contraction.
+
+    Attributes:
+        mac: seconds per multiply-accumulate.
+        byte: seconds per byte read and written.
+        column: seconds per element of the im2col matrix [C*taps, output pixels].
+    """
 
     mac: float
     byte: float
+    column: float = 0.0
 
 
 NODE = 4.0e-7
@@ -26,8 +33,8 @@ CONTRACTIONS = {
     "blocked-1x1": Rate(1.0e-11, 0.0),
     "narrow": Rate(1.3e-11, 0.3e-11),
     "narrow-1x1": Rate(3.3e-11, 0.0),
-    "plain": Rate(1.35e-11, 1.8e-10),
-    "plain-1x1": Rate(1.5e-11, 0.8e-11),
+    "plain": Rate(1.07e-11, 0.0, 2.7e-10),
+    "plain-1x1": Rate(1.03e-11, 2.7e-11),
     "transposed": Rate(1.0e-11, 3.2e-10),
     "product": Rate(9.8e-12, 2.2e-11),
 }

@@ -3,14 +3,16 @@
     seconds = sum over nodes of  NODE + bytes * rate(kind)                          data movement and arithmetic
                                + pieces * PIECE(kind)                         Concat, Split and Gather, by contiguous piece
                                + MACs * rate(kind, layout)                          contractions
+                               + im2col elements * rate(kind)                       Conv in NCHW with a kernel over 1x1
             + passes over a tensor for entering and leaving the NCHWc layout
 
 What ONNX Runtime does to a graph decides the order of magnitude, so its rules are followed:
 
 * a Conv takes the blocked layout (NCHWc) if it is 2d, float32, without groups, with constant weights, and its input
   channels are fewer than 16 or a multiple of 4; fewer than 16 are read in NCHW. Others run on im2col in NCHW;
-* activation and per-channel constant arithmetic right behind a Conv are part of it; an Add of a tensor of equal static
-  shape too, in NCHW;
+* an activation right behind a Conv or Gemm is part of it, per-channel constant arithmetic behind a convolution or a
+  product of matrices too if weights and bias are constant; an Add of a tensor of equal static shape behind a Conv too, in
+  NCHW;
 * an Add stays in the blocked layout only if both operands are in it;
 * what depends on constants alone is computed once, at loading.
 
@@ -162,6 +164,7 @@ class _Run:
         self.cost = Cost()
         self.fused: str | None = None  # the result of the Conv that what follows may become part of
         self.fuses_activation = False
+        self.fuses_scale = False
 
     def add(self, op: Op) -> None:
         inputs = [name for name in op.inputs if name]
@@ -192,7 +195,7 @@ class _Run:
             self.blocked.add(op.outputs[0])
 
     def _contraction(self, op: Op, moved: int) -> None:
-        macs = macs_of(op, self.tensors)
+        macs, columns = macs_of(op, self.tensors), 0
         self.cost.macs += macs
         kind = {"ConvTranspose": "transposed", "Gemm": "product", "MatMul": "product"}.get(op.kind)
         if kind is None:
@@ -204,13 +207,18 @@ class _Run:
                 macs = macs * (-(-weight.shape[0] // BLOCK) * BLOCK) // weight.shape[0]
                 self.blocked.add(op.outputs[0])
             (self._enter if kind == "blocked" else self._leave)(op.inputs[0])
-            kind += "-1x1" if set(weight.shape[2:]) == {1} else ""
+            if set(weight.shape[2:]) == {1}:
+                kind += "-1x1"
+            else:
+                columns = macs * int(op.attributes.get("group", 1)) // weight.shape[0]
         else:
             self._leave(op.inputs[0])
         rate = CONTRACTIONS[kind]
-        self.cost.seconds += macs * rate.mac + moved * rate.byte
-        self.fused = op.outputs[0] if op.kind in ("Conv", "ConvTranspose") else None
-        self.fuses_activation = op.kind == "Conv"
+        self.cost.seconds += macs * rate.mac + moved * rate.byte + columns * rate.column
+        matrices = op.kind == "MatMul" and len(_shape(self.tensors, op.outputs[0]).shape) == 2
+        self.fused = op.outputs[0] if op.kind != "MatMul" or matrices else None
+        self.fuses_activation = op.kind in ("Conv", "Gemm") or (matrices and self.around.scaled)
+        self.fuses_scale = op.kind != "Gemm" and all(name in self.constants for name in op.inputs[1:] if name)
 
     def _added_into_conv(self, op: Op) -> bool:
         if op.kind != "Add" or not self.around.static or self.fused not in op.inputs or self.fused in self.blocked:
@@ -260,10 +268,11 @@ class _Run:
         """What follows the result: arithmetic that is or is not part of the last operator, and the next layout."""
         result = last.outputs[0]
         inside = self.fused == result
-        if self.around.scaled and not inside:
+        if self.around.scaled and not (inside and self.fuses_scale):
             self._leave(result)
             self.blocked.discard(result)
             self._pass(result, "elementwise")
+            inside = False
         if self.around.activation and not (inside and self.fuses_activation):
             self._pass(result, "elementwise")
         if result in self.blocked and self.around.wants_plain:

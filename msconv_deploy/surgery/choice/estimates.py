@@ -52,6 +52,7 @@ class Plan:
         tensors: shapes of what they compute.
         constants: its weights.
         needed: tensors of the graph that it reads.
+        taken_over: nodes behind the contraction that the rewrite's weights take over.
     """
 
     lowering: str
@@ -59,6 +60,7 @@ class Plan:
     tensors: Tensors
     constants: frozenset[str]
     needed: frozenset[str]
+    taken_over: tuple[gs.Node, ...] = ()
 
 
 class Estimator:
@@ -78,7 +80,7 @@ class Estimator:
         self._outputs = {tensor.name for tensor in editable.graph.outputs}
         self._order = {id(node): position for position, node in enumerate(editable.graph.nodes)}
 
-    def plan(self, node: gs.Node, builder: GraphBuilder, lowering: str) -> Plan:
+    def plan(self, node: gs.Node, builder: GraphBuilder, lowering: str, taken_over: tuple[gs.Node, ...] = ()) -> Plan:
         """What the estimate needs of a rewrite; its weights are not kept."""
         full = self.tensors.get(node.outputs[0].name)
         if full is None:
@@ -88,7 +90,7 @@ class Estimator:
         ops = tuple(Op.of(n) for n in builder.nodes)
         inside = {name for op in ops for name in op.outputs} | set(builder.constants)
         needed = frozenset(name for op in ops for name in op.inputs if name) - inside
-        return Plan(lowering, ops, made, frozenset(builder.constants), needed)
+        return Plan(lowering, ops, made, frozenset(builder.constants), needed, taken_over)
 
     def site(self, node: gs.Node, plan: Plan, rewritten: Collection[gs.Node], needed: Collection[str]) -> SiteCost:
         """Cost of a site before and after.
@@ -114,6 +116,7 @@ class Estimator:
                 before.seconds -= single.seconds * (1 - 1 / count)
                 before.bytes -= int(single.bytes * (1 - 1 / count))
         tensors = {**self.tensors, **plan.tensors}
+        around = self._surroundings(node, plan.taken_over)
         after = estimate(plan.ops, tensors, replace(around, constants=around.constants | plan.constants))
         return SiteCost(before, after)
 
@@ -166,12 +169,15 @@ class Estimator:
 
     # -- what is around ------------------------------------------------------------------------------------------
 
-    def _surroundings(self, node: gs.Node) -> Surroundings:
+    def _surroundings(self, node: gs.Node, taken_over: tuple[gs.Node, ...] = ()) -> Surroundings:
         result = node.outputs[0]
+        channel_axis = 1 if node.op in ("Conv", "ConvTranspose") else -1
         scaled = activation = False
         while len(result.outputs) == 1 and result.name not in self._outputs:
             user = result.outputs[0]
-            if not activation and self._scales(user, result):
+            if user in taken_over or user.op == "Identity":
+                result = user.outputs[0]
+            elif not activation and self._scales(user, result, channel_axis):
                 scaled, result = True, user.outputs[0]
             elif not activation and user.op in ACTIVATIONS:
                 activation, result = True, user.outputs[0]
@@ -198,7 +204,7 @@ class Estimator:
             found.extend(frontier[:64])
         return [node.inputs[0], *found]
 
-    def _scales(self, user: gs.Node, result: gs.Tensor) -> bool:
+    def _scales(self, user: gs.Node, result: gs.Tensor, channel_axis: int) -> bool:
         """Arithmetic with one constant per channel, which ONNX Runtime folds into a convolution."""
         if user.op == "BatchNormalization":
             return True
@@ -209,7 +215,7 @@ class Estimator:
         whole = self.tensors.get(result.name)
         if other.name not in self._constants or shape is None or whole is None:
             return False
-        return shape.count in (1, whole.shape[1] if len(whole.shape) > 1 else 1)
+        return shape.count in (1, whole.shape[channel_axis] if len(whole.shape) > 1 else 1)
 
     def _is_blocked(self, tensor: gs.Tensor, depth: int) -> bool:
         if not tensor.inputs or depth == 0:

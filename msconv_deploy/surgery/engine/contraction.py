@@ -67,6 +67,9 @@ class Contraction:
         group: of Conv and ConvTranspose.
         output_padding: of ConvTranspose, one per spatial axis.
         merged: the Reshape that was looked through: it merges the axes before the channels.
+        factors: the extents that an axis of ``source`` was taken apart into, where copies hide in a factor of it
+            (``split_views``); ``dims`` and ``channel_axis`` are those of the view then. Of a convolution it is the batch.
+        split_axis: that axis.
     """
 
     node: gs.Node
@@ -79,6 +82,13 @@ class Contraction:
     group: int = 1
     output_padding: tuple[int, ...] = ()
     merged: gs.Node | None = None
+    factors: Dims = ()
+    split_axis: int = 0
+
+    @property
+    def first_spatial(self) -> int:
+        """Axis of ``dims`` that is the first spatial one of a convolution; 0 for Gemm and MatMul, which sum along the last."""
+        return self.channel_axis + 1 if self.axes else 0
 
     @property
     def transposed(self) -> bool:

@@ -36,6 +36,7 @@ from msconv_deploy.surgery.engine.symbols import (
     Symbols,
     axes_of,
     broadcast,
+    monomial,
     operator,
     pad_amounts,
     resize_scales,
@@ -45,7 +46,7 @@ from msconv_deploy.surgery.engine.symbols import (
 MAX_DEPTH = 150
 """Operators between a tile and its contraction; what lies behind more of them is taken for dense."""
 
-_LARGEST_TESTED_CONSTANT = 1 << 26
+LARGEST_TESTED_CONSTANT = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,17 @@ class Decomposer:
         self.opset = opset
         self._found: dict[tuple[int, Channels], Segments | None] = {}
         self._kept: list[gs.Tensor] = []
+        self._stand_ins: dict[int, Core] = {}
         self._depth = 0
+
+    def declare(self, tensor: Any, core: Core) -> None:
+        """A tensor that is not part of the graph, and how to compute it where nothing is known of it."""
+        self._kept.append(tensor)
+        self._stand_ins[id(tensor)] = core
+
+    def whole(self, tensor: Any, dims: Dims) -> Core:
+        """A tensor with all of its copies."""
+        return self._stand_ins.get(id(tensor)) or existing(tensor, dims)
 
     def segments(self, tensor: gs.Tensor, axis: Channels) -> Segments | None:
         """The segments of a tensor along an axis; None if its rank or its extent along the axis is not known.
@@ -127,7 +138,7 @@ class Decomposer:
                 finally:
                     self._depth -= 1
         if found is None or not any(s.uniform for s in found):
-            return (Segment(size, existing(tensor, dims), frozenset()),)
+            return (Segment(size, self.whole(tensor, dims), frozenset()),)
         assert sum(s.size for s in found) == size, (tensor.name, axis, dims, found)
         return found
 
@@ -137,7 +148,7 @@ class Decomposer:
 
 def _constant_segments(tensor: gs.Constant, axis: Channels, dims: Dims) -> Segments | None:
     """Test a constant by value, channel by channel; neighbours with the same uniform axes form a segment."""
-    if int(np.prod([d for d in dims if isinstance(d, int)], dtype=np.int64)) > _LARGEST_TESTED_CONSTANT:
+    if int(np.prod([d for d in dims if isinstance(d, int)], dtype=np.int64)) > LARGEST_TESTED_CONSTANT:
         return None
     array = np.asarray(tensor.values)
     if array.size == 0:
@@ -465,12 +476,15 @@ def _constant_of_shape(
 
 
 def _gather(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims) -> Segments | None:
-    """A lookup of whole slices: what is uniform in every slice stays so."""
+    """A lookup of whole slices: what is uniform in every slice stays so, and equal indices give equal slices."""
     data, indices = this.symbols.dims(node.inputs[0]), this.symbols.dims(node.inputs[1])
     if data is None or indices is None:
         return None
-    at = int(node.attrs.get("axis", 0)) % len(data)
-    count = len(indices)
+    single = operator(node) == "GatherND"  # its indices have an axis of their own, which says where in the first axes
+    if single and (not indices or indices[-1] != 1 or node.attrs.get("batch_dims", 0)):
+        return None
+    at = 0 if single else int(node.attrs.get("axis", 0)) % len(data)
+    count = len(indices) - single
 
     def outer(i: int) -> int:
         return i if i < at else i + count - 1
@@ -478,18 +492,20 @@ def _gather(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, 
     origin = next((i for i in range(len(data)) if i != at and outer(i) == axis), None)
     if origin is None and axis is not None:
         return None
-    segments = this.segments(node.inputs[0], origin)
-    if segments is None or any(at in s.uniform for s in segments):
+    segments, lookups = this.segments(node.inputs[0], origin), this.segments(node.inputs[1], None)
+    if segments is None or lookups is None or any(at in s.uniform for s in segments):
         return None
-    lookup = existing(node.inputs[1], indices)
-    return tuple(
-        replace(
-            s,
-            core=Made((*s.core.dims[:at], *indices, *s.core.dims[at + 1 :]), "Gather", (s.core, lookup), {"axis": at}),
-            uniform=frozenset(outer(a) for a in s.uniform),
-        )
-        for s in segments
-    )
+    (lookup,) = lookups
+    equal = {at + i for i in lookup.uniform}
+    names = (describe(node),) if equal else ()
+    attributes = {} if single else {"axis": at}
+    out = []
+    for s in segments:
+        extents = (*s.core.dims[:at], *lookup.core.dims[:count], *s.core.dims[at + 1 :])
+        core = Made(extents, node.op, (s.core, lookup.core), attributes)
+        uniform = frozenset({outer(a) for a in s.uniform} | equal)
+        out.append(Segment(s.size, core, uniform, _names(names, lookup.found, s.found)))
+    return tuple(out)
 
 
 # -- moving and joining ----------------------------------------------------------------------------------------------
@@ -526,10 +542,10 @@ def _split(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, d
         sizes.append(extent)
     position = next(i for i, o in enumerate(node.outputs) if o is tensor)
     start = sum(sizes[:position])
-    return _cut(this.segments(node.inputs[0], axis), start, start + sizes[position], axis)
+    return cut_segments(this.segments(node.inputs[0], axis), start, start + sizes[position], axis)
 
 
-def _cut(segments: Segments | None, start: int, stop: int, axis: Channels) -> Segments | None:
+def cut_segments(segments: Segments | None, start: int, stop: int, axis: Channels) -> Segments | None:
     """Channels ``start`` to ``stop`` of a list of segments."""
     if segments is None:
         return None
@@ -556,7 +572,7 @@ def _slice(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, d
         if own is None or extent is None or (own.step or 1) != 1:
             return None
         bounds = range(*own.indices(extent))
-        segments = _cut(segments, bounds.start, bounds.stop, axis)
+        segments = cut_segments(segments, bounds.start, bounds.stop, axis)
     if segments is None:
         return None
     out = []
@@ -707,23 +723,13 @@ def _smallest_group(source: Dims, target: Dims, i: int, j: int) -> Group:
     """
     for a in range(i + 1, len(source) + 1):
         for b in range(j + 1, len(target) + 1):
-            if (a - i > 1 or b - j > 1) and _monomial(source[i:a]) == _monomial(target[j:b]):
+            if (a - i > 1 or b - j > 1) and monomial(source[i:a]) == monomial(target[j:b]):
                 return Group(tuple(range(i, a)), tuple(range(j, b)))
     a, b = len(source), len(target)
     while a > i + 1 and b > j + 1 and source[a - 1] == target[b - 1]:
         a, b = a - 1, b - 1
     # An extent of 1 that could belong to either side is no reason to match more than needed.
     return Group(tuple(range(i, a)), tuple(range(j, b)))
-
-
-def _monomial(dims: Dims) -> tuple[int, tuple[str, ...]]:
-    number, names = 1, []
-    for dim in dims:
-        if isinstance(dim, int):
-            number *= dim
-        else:
-            names.append(dim)
-    return number, tuple(sorted(names))
 
 
 def _reshape(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims) -> Segments | None:
@@ -751,6 +757,15 @@ def _reshape(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels,
     return None if any(s is None for s in out) else tuple(s for s in out if s is not None)
 
 
+def _merging_reshape(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims) -> Segments | None:
+    """A Reshape that merges axes, in a view that does not: the copies below it are known by it as well."""
+    segments = _reshape(this, node, tensor, axis, dims)
+    if segments is None:
+        return None
+    names = (f"Reshape {node.name}",)
+    return tuple(replace(s, found=_names(names, s.found)) if s.uniform else s for s in segments)
+
+
 def _reshaped(
     this: Decomposer, segment: Segment, groups: list[Group], source: Dims, dims: Dims, axis: Channels, origin: Channels
 ) -> Segment | None:
@@ -767,8 +782,14 @@ def _reshaped(
     for group in groups:
         inside = [i for i in group.inner if source[i] != 1]
         if origin is not None and origin in group.inner:
-            if origin in segment.uniform or (len(group.outer) > 1 and any(dims[o] != 1 for o in group.outer[1:])):
-                return None  # channels that are equal, or are split
+            assert axis is not None
+            if len(group.outer) > 1 and any(dims[o] != 1 for o in group.outer[1:]):
+                return None  # channels that are split
+            if origin in segment.uniform:
+                if inside != [origin]:
+                    return None  # channels that are equal, merged with others
+                uniform.add(axis)
+                continue
             for i in inside:
                 extent = source[i]
                 if i == origin:
@@ -777,7 +798,6 @@ def _reshaped(
                     return None
                 if i in segment.uniform:
                     written[i] = extent
-            assert axis is not None
             wanted[axis] = new_size
         elif all(i in segment.uniform for i in inside):
             uniform |= {o for o in group.outer if dims[o] != 1}
@@ -801,7 +821,7 @@ def _reshape_core(this: Decomposer, core: Core, wanted: Dims) -> Core | None:
     if isinstance(core, Literal) and all(isinstance(d, int) for d in wanted):
         array = core.array.reshape([int(d) for d in wanted])
         return Literal(tuple(array.shape), array)
-    if _monomial(core.dims) == _monomial(wanted) and [d for d in core.dims if d != 1] == [d for d in wanted if d != 1]:
+    if monomial(core.dims) == monomial(wanted) and [d for d in core.dims if d != 1] == [d for d in wanted if d != 1]:
         return _move_ones(this, core, wanted)
     shape: list[int] = []
     for position, dim in enumerate(wanted):
@@ -822,26 +842,29 @@ def _move_ones(this: Decomposer, core: Core, wanted: Dims) -> Core:
     return unsqueezed(plain, [i for i, d in enumerate(wanted) if d == 1], this.opset)
 
 
-_UNARY = (
+UNARY = (
     "Identity", "Cast", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus",
     "Softsign", "Gelu", "Mish", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign",
     "Sin", "Cos", "Clip", "Dropout", "ThresholdedRelu", "Not", "Swish",
 )  # fmt: skip
-_ELEMENTWISE = (
+ELEMENTWISE = (
     "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "PRelu", "Equal", "Greater", "GreaterOrEqual",
     "Less", "LessOrEqual", "And", "Or", "Xor", "Mod",
 )  # fmt: skip
 
+MERGING_RESHAPE = "MergingReshape"
+"""No operator of ONNX: see ``split_views``."""
+
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(UNARY, _unary),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "BatchNormalization": _batch_normalization,
     "Expand": _expand,
     "Tile": _tile,
     "Resize": _resize,
     "Upsample": _resize,
     "ConstantOfShape": _constant_of_shape,
-    "Gather": _gather,
+    **dict.fromkeys(("Gather", "GatherND"), _gather),
     "Concat": _concat,
     "Split": _split,
     "Slice": _slice,
@@ -849,5 +872,6 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Pad": _pad,
-    "Reshape": _reshape,
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
+    MERGING_RESHAPE: _merging_reshape,
 }

@@ -113,17 +113,23 @@ class EditableModel:
         self._prefixes.add(prefix)
         return prefix
 
+    def add_constant(self, name: str, array: NDArray[Any]) -> gs.Constant:
+        """An initializer of the edited model, exported if something reads it then."""
+        proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        if self._spool is not None and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
+            self._spool.add(proto)
+        self._new_constants.append(proto)
+        constant = gs.Constant(name, _DeferredValues(proto, self._folder))  # one copy of the values is enough
+        self._known[name] = constant
+        return constant
+
     def insert(self, builder: GraphBuilder, stamp: dict[str, str]) -> None:
         """Put a builder's nodes into the graph; each is stamped with where it comes from."""
         known = self._known
         kept = [name for node in builder.nodes for name in node.output if name in known]  # of the original nodes
         builder.nodes = fold(builder.nodes, builder.constants, self._small_constant, kept, self.opset)
         for name, array in builder.constants.items():
-            proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-            if self._spool is not None and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
-                self._spool.add(proto)
-            self._new_constants.append(proto)
-            known[name] = gs.Constant(name, _DeferredValues(proto, self._folder))  # one copy of the values is enough
+            self.add_constant(name, array)
         builder.constants.clear()
         for proto in builder.nodes:
             for output in proto.output:
@@ -322,6 +328,13 @@ class GraphBuilder(NodeBuilder):
         name = self.name(hint)
         self.constants[name] = np.asarray(array)
         return name
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a result, and the node that makes it, another name."""
+        for node in self.nodes:
+            node.name = new if node.name == old else node.name
+            for names in (node.input, node.output):
+                names[:] = [new if name == old else name for name in names]
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
         """Cut a tensor into parts of these sizes."""

@@ -5,8 +5,9 @@ when they compare equal; two different names may still turn out equal at run tim
 their being different. An extent that happens to be 1 at export time but is dynamic in the file has a name here, never 1.
 
 Names come from the file (``dim_param``, through ONNX shape inference) and from following shapes through the operators
-that keep or move them; the integer tensors that carry shapes (``Shape > Gather > Concat > Expand``) are followed by value,
-so that exporters' arithmetic around shapes needs no pattern.
+that keep or move them; a product of extents is named after its factors, so that merging axes keeps what is known of them.
+The integer tensors that carry shapes (``Shape > Gather > Concat > Expand``) are followed by value, so that exporters'
+arithmetic around shapes needs no pattern.
 """
 
 from __future__ import annotations
@@ -39,6 +40,34 @@ _BROADCASTING = {
 }  # fmt: skip
 
 
+TIMES = " × "
+"""Stands between the factors of an extent that is a product, numbers multiplied out first: ``6 × R × S``."""
+
+
+def monomial(dims: Sequence[Dim]) -> tuple[int, tuple[str, ...]]:
+    """A product of extents as a number and the names that multiply it, sorted."""
+    number, names = 1, []
+    for dim in dims:
+        if isinstance(dim, int):
+            number *= dim
+            continue
+        first, *rest = dim.split(TIMES)
+        if rest and first.isdecimal():
+            number *= int(first)
+        else:
+            names.append(first)
+        names.extend(rest)
+    return number, tuple(sorted(names))
+
+
+def product(dims: Sequence[Dim]) -> Dim:
+    """The product of extents: a number, or its one name."""
+    number, names = monomial(dims)
+    if not names or number == 0:
+        return number
+    return TIMES.join(names if number == 1 else (str(number), *names))
+
+
 def operator(node: gs.Node) -> str:
     """The operator of a node; empty for one of another domain, whatever its name means there."""
     return str(node.op) if node.domain in (None, "", "ai.onnx") else ""
@@ -65,6 +94,11 @@ class Symbols:
             self._kept.append(item)
             self._dims[id(item)] = self._find_dims(item)
         return self._dims[id(tensor)]
+
+    def declare(self, tensor: Any, dims: Dims | None, values: Values | None = None) -> None:
+        """What is known of a tensor that is not part of the graph."""
+        self._kept.append(tensor)
+        self._dims[id(tensor)], self._values[id(tensor)] = dims, values
 
     def rank(self, tensor: gs.Tensor) -> int | None:
         dims = self.dims(tensor)
@@ -254,8 +288,8 @@ def _reshape(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int
         if value == 0 and not node.attrs.get("allowzero", 0):
             out.append(None if dims is None or axis >= len(dims) else dims[axis])
         else:
-            out.append(None if value == -1 or _unsure(value) else value)
-    if dims is not None and list(shape).count(-1) == 1 and not any(_unsure(v) for v in shape):
+            out.append(None if value == -1 or is_unsure(value) else value)
+    if dims is not None and list(shape).count(-1) == 1 and not any(is_unsure(v) for v in shape):
         out[list(shape).index(-1)] = _missing_extent(
             list(dims), [d for d, v in zip(out, shape, strict=True) if v != -1]
         )
@@ -263,26 +297,17 @@ def _reshape(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int
 
 
 def _missing_extent(whole: list[Dim], others: list[int | str | None]) -> int | str | None:
-    """What -1 stands for: the product of ``whole`` over that of ``others``, where that is one number or one name."""
-    number, names = 1, []
-    for dim in whole:
-        if isinstance(dim, int):
-            number *= dim
-        else:
-            names.append(dim)
-    divisor = 1
-    for other in others:
-        if isinstance(other, int):
-            divisor *= other
-        elif other in names:
-            names.remove(other)
-        else:
-            return None
-    if divisor == 0 or number % divisor:
+    """What -1 stands for: the product of ``whole`` over that of ``others``, where it divides evenly."""
+    if any(other is None for other in others):
         return None
-    if not names:
-        return number // divisor
-    return names[0] if len(names) == 1 and number == divisor else None
+    number, names = monomial(whole)
+    divisor, gone = monomial([other for other in others if other is not None])
+    rest = list(names)
+    for name in gone:
+        if name not in rest:
+            return None
+        rest.remove(name)
+    return None if divisor == 0 or number % divisor else product([number // divisor, *rest])
 
 
 def _flatten(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
@@ -304,11 +329,9 @@ def _tile(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | 
 
 
 def _product(a: Dim, b: Dim) -> int | str | None:
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
-    if a == 1:
-        return b
-    return a if b == 1 else None
+    if a == 1 or b == 1:
+        return b if a == 1 else a
+    return None if is_unsure(a, b) else product([a, b])
 
 
 def _slice(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
@@ -338,7 +361,7 @@ def slice_ranges(symbols: Symbols, node: gs.Node, dims: Dims) -> dict[int, slice
         starts: list[Any] = list(node.attrs["starts"])
         ends: list[Any] = list(node.attrs["ends"])
         axes: list[Any] = list(node.attrs.get("axes", range(len(starts))))
-        steps: list[Any] = [1] * len(starts)
+        steps: list[Any] = list(node.attrs.get("steps", [1] * len(starts)))
     else:
         parts = [symbols.values(t) if t.name else None for t in node.inputs[1:]]
         counts = [symbols.dims(t) for t in node.inputs[1:3]]
@@ -628,8 +651,20 @@ _UNSURE = "?"
 """Starts the name of an integer that need not be an extent: it may be 0 or negative."""
 
 
-def _unsure(*values: Dim) -> bool:
+def is_unsure(*values: Dim) -> bool:
+    """May one of these integers be 0 or negative, by its name?"""
     return any(isinstance(v, str) and v.startswith(_UNSURE) for v in values)
+
+
+def _values_one_hot(symbols: Symbols, node: gs.Node) -> Values | None:
+    """One row: a value that differs at one place, as the exporter of PyTorch spells the repeats of ``repeat_interleave``."""
+    indices, depth, pair = (symbols.values(t) for t in node.inputs)
+    if indices is None or depth is None or pair is None or (len(indices), len(depth), len(pair)) != (1, 1, 2):
+        return None
+    place, count = indices[0], depth[0]
+    if not isinstance(place, int) or not isinstance(count, int) or not 0 < count <= _MAX_ELEMENTS:
+        return None
+    return tuple(pair[int(i == place % count)] for i in range(count)) if -count <= place < count else None
 
 
 def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Symbols, gs.Node], Values | None]:
@@ -640,7 +675,7 @@ def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Sy
         length = max(len(a), len(b))
         a, b = a * (length // len(a)) if len(a) == 1 else a, b * (length // len(b)) if len(b) == 1 else b
         return tuple(
-            function(x, y, f"{_UNSURE if _unsure(x, y) else ''}{node.outputs[0].name}[{i}]")
+            function(x, y, f"{_UNSURE if is_unsure(x, y) else ''}{node.outputs[0].name}[{i}]")
             for i, (x, y) in enumerate(zip(a, b, strict=True))
         )
 
@@ -676,7 +711,7 @@ def _equal(a: Dim, b: Dim, name: str) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
         return int(a == b)
     number = a if isinstance(a, int) else b
-    if isinstance(number, int) and number < 0 and not _unsure(a, b):
+    if isinstance(number, int) and number < 0 and not is_unsure(a, b):
         return 0  # an extent is never negative
     return 1 if a == b else name
 
@@ -708,6 +743,7 @@ _VALUE_RULES: dict[str, Callable[[Symbols, gs.Node], Values | None]] = {
     "Gather": _values_gather,
     "Concat": _values_concat,
     "Slice": _values_slice,
+    "OneHot": _values_one_hot,
     "ConstantOfShape": _values_constant_of_shape,
     "Mul": _values_arithmetic(_mul),
     "Add": _values_arithmetic(_add),

@@ -28,6 +28,8 @@ def write_node(builder: GraphBuilder, found: Match) -> Refusal | None:
     contraction = found.contraction
     if contraction.node.op != "Conv" or len(contraction.axes) not in (1, 2):
         return Refusal(f"MSConv2d covers Conv with one or two spatial dims, not {_words(found)}")
+    if contraction.factors:
+        return Refusal("copies hide in a factor of the batch")
     parts = _parts(found)
     if isinstance(parts, Refusal):
         return parts

@@ -22,19 +22,23 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.surgery.engine import ones_channel
 from msconv_deploy.surgery.engine.axis_tables import AxisTable, axis_table, transposed_extent
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS, Contraction, Refusal, describe_contraction
 from msconv_deploy.surgery.engine.cores import Core, CoreEmitter, Existing, concatenated
 from msconv_deploy.surgery.engine.decomposition import Decomposer, Segment
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
-from msconv_deploy.surgery.engine.symbols import Dim, Symbols, operator
-from msconv_deploy.surgery.engine.terms import ONE, Term, combine, emit_term
+from msconv_deploy.surgery.engine.split_views import SplitViews, merged_batch, take_apart
+from msconv_deploy.surgery.engine.symbols import Dim, Dims, Symbols, monomial, operator, product
+from msconv_deploy.surgery.engine.terms import FULL, ONE, TABLE, Term, combine, emit_term
 
 ID = "tile-concat-conv"
 
 BROADCAST_ADD, BORDER_GATHER = "broadcast-add", "border-gather"
-DYNAMIC_BIAS, EXPANDED_ADD = "dynamic-bias", "expanded-add"
+DYNAMIC_BIAS, EXPANDED_ADD, ONES_CHANNEL = "dynamic-bias", "expanded-add", "ones-channel"
 CORES_ONLY = "cores-only"
+
+_END = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +96,29 @@ class Match:
         return np.concatenate(parts)
 
 
-def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Refusal | None:
-    """The site at a node, why it is none, or None if nothing suggests one."""
+def match(
+    node: gs.Node, symbols: Symbols, decomposer: Decomposer, views: SplitViews | None = None
+) -> Match | Refusal | None:
+    """The site at a node, why it is none, or None if nothing suggests one.
+
+    Args:
+        views: of the same graph, so that what is found for one node is there for the next.
+    """
+    if operator(node) in _CONTROL_FLOW:
+        return _in_body(node, symbols)
     if operator(node) not in CONTRACTIONS or len(node.inputs) < 2:
         return None
     contraction = describe_contraction(node, symbols)
     if isinstance(contraction, Refusal):
         return contraction if _near_miss(node, symbols, decomposer) is not None else None
     segments = decomposer.segments(contraction.source, contraction.channel_axis)
+    if segments is not None:
+        apart = take_apart(contraction, segments, views or SplitViews(symbols, decomposer))
+        contraction, segments = apart or (contraction, segments)
     if segments is None or not any(s.uniform for s in segments):
         return _near_miss(node, symbols, decomposer)
+    if _is_empty(contraction, symbols):
+        return Refusal("it has no output: an extent of it is 0", (str(node.name),))
     starts = tuple(int(n) for n in np.cumsum([0, *(s.size for s in segments[:-1])]))
     found = Match(contraction, segments, starts)
     try:
@@ -109,6 +126,19 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
     except BadInputError as reason:
         return Refusal(f"it has no output: {reason}", (str(node.name),))
     return found
+
+
+def _is_empty(contraction: Contraction, symbols: Symbols) -> bool:
+    """Is an extent of the output below 1, whatever the input's dynamic extents are?"""
+    outputs = list(symbols.dims(contraction.node.outputs[0]) or ())
+    if not contraction.transposed:
+        extents = contraction.dims[contraction.first_spatial :]
+        outputs += [
+            extent + axis.pad_before + axis.pad_after - axis.reach + 1
+            for axis, extent in zip(contraction.axes, extents, strict=False)
+            if isinstance(extent, int)
+        ]
+    return any(isinstance(extent, int) and extent < 1 for extent in outputs)
 
 
 _LOOK = 200
@@ -120,12 +150,20 @@ _SHAPED = ("Expand", "Reshape", "Resize")
 _NEAR = 24
 """Tensors above a contraction that are looked at for copies, only to decide what is worth reporting."""
 
+_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+
 _RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity")
 """Operators that leave open whether an extent of a graph input is 1."""
 
 
 def _near_miss(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Refusal | None:
     """Copies stand above the contraction, but what lies between ends the knowledge of them."""
+    found = _copies_above(node, symbols)
+    return None if found is None else _end_of_knowledge(*found, symbols, decomposer)
+
+
+def _copies_above(node: gs.Node, symbols: Symbols) -> tuple[gs.Node, tuple[gs.Node, ...]] | None:
+    """The nearest node above a contraction that makes copies, and the nodes between, the last of them first."""
     frontier: list[tuple[gs.Tensor, tuple[gs.Node, ...]]] = [(node.inputs[0], ())]
     seen = 0
     while frontier and seen < _NEAR:
@@ -135,9 +173,23 @@ def _near_miss(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Refus
             continue
         above = tensor.inputs[0]
         if operator(above) in ("Expand", "Tile") or _resizes_unknown(above, symbols):
-            return _end_of_knowledge(above, path, symbols, decomposer)
+            return above, path
         if operator(above) not in CONTRACTIONS:
             frontier.extend((t, (*path, above)) for t in above.inputs[:3] if t.inputs)
+    return None
+
+
+def _in_body(node: gs.Node, symbols: Symbols) -> Refusal | None:
+    """A contraction below copies in a body of control flow, which is left as it is."""
+    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    for body in bodies:
+        bodies.extend(v for inner in body.nodes for v in inner.attrs.values() if isinstance(v, gs.Graph))
+        for inner in body.nodes:
+            copies = _copies_above(inner, symbols) if operator(inner) in CONTRACTIONS else None
+            if copies is not None:
+                names = tuple(n.name or n.outputs[0].name for n in (inner, copies[0]))
+                reason = f"{inner.op} {names[0]} is below copies inside the body of {node.op}, which is not rewritten"
+                return Refusal(reason, names)
     return None
 
 
@@ -186,28 +238,33 @@ def _resizes_unknown(node: gs.Node, symbols: Symbols) -> bool:
 def lowerings(symbols: Symbols, found: Match) -> list[str]:
     """The ways to spell a site, the one that is always right first.
 
-    * ``broadcast-add``, ``border-gather``: the sum of the terms is added to the dense contraction; in the latter some
-      term differs at the border;
+    * ``broadcast-add``, ``border-gather``: the sum of the terms is added to the dense contraction, as C of a Gemm where
+      that is a product of matrices; in the latter some term differs at the border;
     * ``dynamic-bias``: the sum is the bias of the dense convolution: no pass over the output, and an activation behind it
       stays part of it. Where the terms have one value per channel for all samples;
     * ``expanded-add``: the sum is written out to full size before it is added, which lets ONNX Runtime make the addition
       and an activation behind it part of the convolution. Where it knows all extents;
+    * ``ones-channel``: the terms are the weights of one more channel, of ones, which brings the border right: no pass over
+      the output either. Where the cores have one value per channel for all samples (``engine.ones_channel``);
     * ``cores-only``: nothing is dense.
     """
     contraction = found.contraction
     if not found.dense_segments:
         return [CORES_ONLY]
-    spatial = set(range(2, 2 + len(contraction.axes)))
+    first, lead = contraction.first_spatial, contraction.channel_axis
+    spatial = set(range(first, first + len(contraction.axes)))
     uniform = [s for _, s in found.uniform_segments]
-    border = any(a + 2 in s.uniform for a, table in _tables(found).items() if table is not None for s in uniform)
+    border = any(a + first in s.uniform for a, table in _tables(found).items() if table is not None for s in uniform)
     names = [BORDER_GATHER if border else BROADCAST_ADD]
     if contraction.axes and contraction.group == 1 and contraction.merged is None:
-        if not border and all(spatial <= s.uniform and s.core.dims[0] == 1 for s in uniform):
+        if not border and all(spatial <= s.uniform and set(s.core.dims[:lead]) == {1} for s in uniform):
             names.append(DYNAMIC_BIAS)
         dims = symbols.dims(found.node.outputs[0])
         known = dims is not None and all(isinstance(d, int) for d in dims)
         if not border and known and not contraction.transposed:
             names.append(EXPANDED_ADD)
+    if ones_channel.refusal(contraction, uniform, border) is None:
+        names.append(ONES_CHANNEL)
     return names
 
 
@@ -256,9 +313,9 @@ def _tables(found: Match) -> dict[int, AxisTable | None]:
     contraction = found.contraction
     tables: dict[int, AxisTable | None] = {}
     for i, axis in enumerate(contraction.axes):
-        if not any(i + 2 in s.uniform for _, s in found.uniform_segments):
+        if not any(i + contraction.first_spatial in s.uniform for _, s in found.uniform_segments):
             continue
-        extent = contraction.dims[i + 2]
+        extent = contraction.dims[i + contraction.first_spatial]
         padding = contraction.output_padding[i] if contraction.transposed else 0
         tables[i] = axis_table(axis, extent if isinstance(extent, int) else None, contraction.transposed, padding)
     return tables
@@ -276,7 +333,7 @@ class _Writer:
         self.contraction = found.contraction
         self.emitter = CoreEmitter(builder)
         self.output = found.node.outputs[0].name
-        self.first_spatial = 2 if self.contraction.axes else 0
+        self.first_spatial = self.contraction.first_spatial
         self.indices: dict[int, str] = {}
         self.dense_input: str | None = None
         self.reference: str | None = None  # a tensor with the output's spatial extents
@@ -292,11 +349,16 @@ class _Writer:
             for run in sorted(runs, key=lambda r: not r.dense):  # dense ones first: they know the output's extents
                 parts.append((run.groups.start, self._write_run(run, None)))
             self.builder.add("Concat", *(name for _, name in sorted(parts)), axis=1, output=self._name_of_result())
-        if self.contraction.merged is not None:
+        if self._merges:
             self._merge_axes()
 
+    @property
+    def _merges(self) -> bool:
+        """Has the sum more axes than the node's output? The batch of a convolution is merged in its terms already."""
+        return self.contraction.merged is not None or (bool(self.contraction.factors) and not self.contraction.axes)
+
     def _name_of_result(self) -> str | None:
-        return None if self.contraction.merged is not None else self.output
+        return None if self._merges else self.output
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -310,8 +372,14 @@ class _Writer:
         if self.lowering == DYNAMIC_BIAS:
             self.last = self._write_with_bias(run, output)
             return self.last
-        dense = self._write_dense(run, self._bias(run)) if run.dense else None
+        if self.lowering == ONES_CHANNEL:
+            self.last = self._write_dense(run, self._bias(run), output)
+            return self.last
         members = self._members(run)
+        if members and run.dense and not self.contraction.axes:
+            self.last = self._write_product(run, members, output)
+            return self.last
+        dense = self._write_dense(run, self._bias(run)) if run.dense else None
         if not members:
             assert dense is not None
             self.last = self._finish(dense, output)
@@ -323,10 +391,21 @@ class _Writer:
         if dense is not None:
             name = self.builder.add("Add", dense, self._full_size(total), output=output, hint="sum")
         else:
-            batch_lacks = all(segment.core.dims[0] == 1 for segment, _ in members)
+            lead = self.contraction.channel_axis
+            batch_lacks = all(set(segment.core.dims[:lead]) == {1} for segment, _ in members)
             name = self._without_dense(run, total, batch_lacks, output)
         self.last = name
         return name
+
+    def _write_product(self, run: _Run, members: list[tuple[Segment, NDArray[Any]]], output: str | None) -> str:
+        """A matrix product with the terms; its bias is added to them while they are small."""
+        total = combine(self.builder, [*self._terms(members), *self._bias_term(run)], self.tables, self._index)
+        channels = self._dense_channels(run.groups)
+        x, matrix = self._dense_source(run, channels), self._dense_weight(run, channels)
+        if len(self.contraction.dims) == 2 and matrix.dtype.kind == "f":
+            return self.builder.add("Gemm", x, self.builder.constant(matrix), total.name, output=output, hint="sum")
+        y = self.builder.add("MatMul", x, self.builder.constant(matrix), hint="dense")
+        return self.builder.add("Add", y, total.name, output=output, hint="sum")
 
     def _write_with_bias(self, run: _Run, output: str | None) -> str:
         """The dense convolution with the terms, one value per output channel, as its bias."""
@@ -336,7 +415,7 @@ class _Writer:
             total = combine(self.builder, self._terms(members), self.tables, self._index)
             flat = self.builder.add("Reshape", total.name, self.builder.ints([-1]), hint="term_bias")
             bias = self.builder.add("Add", flat, bias, hint="bias") if bias else flat
-        return self._finish(self._write_dense(run, bias), output)
+        return self._write_dense(run, bias, output)
 
     def _full_size(self, total: Term) -> str:
         if self.lowering != EXPANDED_ADD:
@@ -354,28 +433,35 @@ class _Writer:
         x = self._dense_source(run, channels)
         node = contraction.node
         if not contraction.axes:
-            matrix = np.ascontiguousarray(contraction.weight[channels])
-            y = self.builder.add("MatMul", x, self.builder.constant(matrix), hint="dense")
-            if contraction.bias is not None:
-                y = self.builder.add("Add", y, contraction.bias.name)
-            self.reference = y
-            return y
+            weight = self.builder.constant(self._dense_weight(run, channels))
+            y = self.builder.add("MatMul", x, weight, hint="dense")
+            return self.builder.add("Add", y, bias) if bias else y
         attributes = dict(node.attrs)
         if contraction.group > 1:
             attributes["group"] = len(run.groups)
         for name in ("auto_pad", "pads"):
             attributes.pop(name, None)
         attributes["pads"] = [a.pad_before for a in contraction.axes] + [a.pad_after for a in contraction.axes]
-        weight = self._dense_weight(run, channels)
-        operands = [x, self.builder.constant(weight), *([bias] if bias else [])]
+        x, weight = self._with_ones(run, x, self._dense_weight(run, channels))
+        operands = [x, weight, *([bias] if bias else [])]
         y = self.builder.add(node.op, *operands, output=output, hint="dense", **attributes)
         self.reference, self.dense_input = y, x
         return y
 
+    def _with_ones(self, run: _Run, x: str, weight: NDArray[Any]) -> tuple[str, str]:
+        """Input and weight of the dense contraction, in `ones-channel` with the channel that carries the terms."""
+        members = self._members(run) if self.lowering == ONES_CHANNEL else []
+        if not members:
+            return x, self.builder.constant(weight)
+        core = concatenated([segment.core for segment, _ in members], self.contraction.channel_axis)
+        own = np.concatenate([w for _, w in members], axis=1)
+        padded = ones_channel.emit_ones(self.builder, x, len(self.contraction.axes), weight.dtype)
+        return padded, ones_channel.emit_weight(self.builder, self.emitter, core, own, weight)
+
     def _dense_weight(self, run: _Run, channels: list[int]) -> np.ndarray:
         contraction = self.contraction
         outputs = contraction.out_channels // contraction.group
-        if contraction.transposed:
+        if contraction.transposed or not contraction.axes:
             return np.ascontiguousarray(contraction.weight[channels])
         rows = slice(run.groups.start * outputs, run.groups.stop * outputs)
         if contraction.group == 1:
@@ -385,12 +471,17 @@ class _Writer:
     def _dense_source(self, run: _Run, channels: list[int]) -> str:
         """The dense channels as one tensor; the original one where they are all of it."""
         wanted = set(channels)
+        axis = 1 if self.contraction.axes else self.contraction.channel_axis
         cores: list[Core] = []
         for start, segment in self.found.dense_segments:
             inside = [i for i in range(segment.size) if start + i in wanted]
             if inside:
-                cores.append(segment.part(inside[0], inside[-1] + 1, self.contraction.channel_axis).core)
-        return self.emitter.emit(concatenated(cores, self.contraction.channel_axis))
+                cores.append(segment.part(inside[0], inside[-1] + 1, axis).core)
+        return self.emitter.emit(concatenated(cores, axis))
+
+    def _one_batch(self, core: Core) -> Core:
+        """A core with one batch axis, whose factors a view has as axes."""
+        return merged_batch(core, self.contraction.channel_axis, self.builder.opset)
 
     def _bias(self, run: _Run) -> str | None:
         bias = self.contraction.bias
@@ -421,16 +512,53 @@ class _Writer:
     def _terms(self, members: list[tuple[Segment, NDArray[Any]]]) -> list[Term]:
         """One term per set of uniform axes (and batch): their cores joined, their weights side by side."""
         axis = self.contraction.channel_axis
-        sets: dict[tuple[frozenset[int], Dim], list[tuple[Core, NDArray[Any]]]] = {}
+        sets: dict[tuple[frozenset[int], Dims], list[tuple[Core, NDArray[Any]]]] = {}
         for segment, weight in members:
-            sets.setdefault((segment.uniform - {axis}, segment.core.dims[0]), []).append((segment.core, weight))
+            sets.setdefault((segment.uniform - {axis}, segment.core.dims[:axis]), []).append((segment.core, weight))
         terms = []
-        for (uniform, _), parts in sets.items():
-            joined = self.emitter.emit(concatenated([core for core, _ in parts], axis))
+        for (uniform, batch), parts in sets.items():
+            core = concatenated([core for core, _ in parts], axis)
+            joined = self.emitter.emit(self._one_batch(core) if self.contraction.axes else core)
             spatial = {a - self.first_spatial for a in uniform if a >= self.first_spatial}
             weight = np.concatenate([w for _, w in parts], axis=1)
-            terms.append(emit_term(self.builder, self.contraction, joined, weight, spatial, self.tables))
+            term = emit_term(self.builder, self.contraction, joined, weight, spatial, self.tables)
+            if self.contraction.axes and 1 in batch and set(batch) != {1}:
+                term = self._over_batch(term, batch, len(weight))
+            terms.append(term)
         return terms
+
+    def _over_batch(self, term: Term, batch: Dims, outputs: int) -> Term:
+        """A term that has some factors of the batch, written out over the others while it is small.
+
+        Args:
+            batch: extents of the core along the factors, 1 along those that it lacks.
+            outputs: channels of the term.
+        """
+        builder = self.builder
+        lacking = [i for i, extent in enumerate(batch) if extent == 1]
+        extents = [self._factor(i) for i in range(len(batch))]
+        if FULL in term.states:
+            rest = builder.add("Slice", builder.add("Shape", term.name), builder.ints([1]), builder.ints([_END]))
+        else:
+            rows = [t.rows if s == TABLE and (t := self.tables[a]) else 1 for a, s in enumerate(term.states)]
+            rest = builder.ints([outputs, *rows])
+        if len(batch) - len(lacking) == 1:
+            name = builder.unsqueeze(term.name, *lacking)
+        else:
+            own = [builder.ints([1]) if i in lacking else extent for i, extent in enumerate(extents)]
+            name = builder.add("Reshape", term.name, builder.add("Concat", *own, rest, axis=0))
+        copies = [extent if i in lacking else builder.ints([1]) for i, extent in enumerate(extents)]
+        ones = builder.ints([1] * (1 + len(term.states)))
+        name = builder.add("Expand", name, builder.add("Concat", *copies, ones, axis=0), hint="over_batch")
+        merged = product(self.contraction.dims[: len(batch)])
+        whole = builder.ints([merged if isinstance(merged, int) else -1])
+        shape = builder.add("Concat", whole, rest, axis=0)
+        return Term(builder.add("Reshape", name, shape, hint="over_batch"), term.states)
+
+    def _factor(self, position: int) -> str:
+        """The extent of a factor of the batch, as a tensor of one element."""
+        dim = self.contraction.dims[position]
+        return self.builder.ints([dim]) if isinstance(dim, int) else self._vector(self._extent_by_name(dim))
 
     def _index(self, axis: int) -> str:
         """Rows of the table of a spatial axis at every output index."""
@@ -444,14 +572,14 @@ class _Writer:
         return self.indices[axis]
 
     def _input_extent(self, axis: int) -> str:
-        dim = self.contraction.dims[axis + 2]
+        dim = self.contraction.dims[axis + self.first_spatial]
         if isinstance(dim, int):
             return self.builder.ints(dim)
         if self.dense_input is not None:
             return self.builder.extent(self.dense_input, axis + 2)
-        return self._extent_by_name(dim, axis)
+        return self._extent_by_name(dim)
 
-    def _extent_by_name(self, dim: Dim, axis: int) -> str:
+    def _extent_by_name(self, dim: Dim) -> str:
         """An extent that only copies have, read from a tensor that has it too and is there anyway."""
         for _, segment in self.found.uniform_segments:
             for i, own in enumerate(segment.core.dims):
@@ -463,7 +591,13 @@ class _Writer:
                 return self.builder.extent(tensor.name, dims.index(dim))
         asked = self._asked_for(dim)
         if asked is None:
-            raise _UnknownError(f"the extent along spatial axis {axis} is known to the copies only")
+            number, names = monomial([dim])
+            if number == 1 and len(names) == 1:
+                raise _UnknownError(f"extent {dim} of its input is known to the copies only")
+            extent = self._extent_by_name(names[0])
+            for name in names[1:]:
+                extent = self.builder.add("Mul", extent, self._extent_by_name(name))
+            return extent if number == 1 else self.builder.add("Mul", extent, self.builder.ints(number))
         shape, position = asked
         if self.symbols.rank(shape) == 0:
             return str(shape.name)
@@ -515,7 +649,8 @@ class _Writer:
         """All channels are uniform: write out the axes that every core lacks."""
         name = total.name
         lacking = [a for a, state in enumerate(total.states) if state == ONE]
-        batch_lacks = batch_lacks and bool(self.contraction.axes) and self.contraction.dims[0] != 1
+        lead = self.contraction.dims[: self.contraction.channel_axis]
+        batch_lacks = batch_lacks and bool(self.contraction.axes) and set(lead) != {1}
         if not lacking and not batch_lacks:
             return self._finish(name, output)
         return self._expanded(name, total, lacking, batch_lacks, output)
@@ -523,7 +658,7 @@ class _Writer:
     def _expanded(self, name: str, total: Term, lacking: list[int], batch_lacks: bool, output: str | None) -> str:
         builder, contraction = self.builder, self.contraction
         shape = []
-        rank = len(contraction.dims)
+        rank = len(contraction.axes) + 2 if contraction.axes else len(contraction.dims)
         for position in range(rank):
             if contraction.axes:
                 spatial = position - 2
@@ -535,16 +670,14 @@ class _Writer:
                     shape.append(builder.ints([1]))
             elif position in lacking:
                 dim = contraction.dims[position]
-                shape.append(
-                    builder.ints([dim]) if isinstance(dim, int) else self._vector(self._extent_by_name(dim, position))
-                )
+                shape.append(builder.ints([dim]) if isinstance(dim, int) else self._vector(self._extent_by_name(dim)))
             else:
                 shape.append(builder.ints([1]))
         return builder.add("Expand", name, builder.add("Concat", *shape, axis=0), output=output, hint="expanded")
 
     def _batch(self) -> str:
-        dim = self.contraction.dims[0]
-        return self.builder.ints(dim) if isinstance(dim, int) else self._extent_by_name(dim, -2)
+        dim = product(self.contraction.dims[: self.contraction.channel_axis])
+        return self.builder.ints(dim) if isinstance(dim, int) else self._extent_by_name(dim)
 
     def _vector(self, scalar: str) -> str:
         return self.builder.unsqueeze(scalar, 0)
@@ -552,10 +685,22 @@ class _Writer:
     # -- behind a Reshape that merges axes -------------------------------------------------------------------------
 
     def _merge_axes(self) -> None:
-        """The result has the axes that the Reshape before the node merged: merge them now."""
-        after = self.symbols.dims(self.contraction.node.inputs[0])
+        """The result has the axes that the Reshape before the node merged, or that were taken apart: merge them now."""
+        builder, contraction = self.builder, self.contraction
+        after = self.symbols.dims(contraction.node.inputs[0])
         assert after is not None
-        shape = [-1, self.contraction.out_channels] if len(after) == 2 else None
-        if shape is None:
+        outputs = contraction.out_channels
+        if len(after) == 2:
+            shape = builder.ints([-1, outputs])
+        elif contraction.merged is not None:
             raise _UnknownError("a Reshape before it merges axes in a way that cannot be repeated behind it")
-        self.builder.add("Reshape", self.last, self.builder.ints(shape), output=self.output)
+        else:
+            at, count = contraction.split_axis, len(contraction.factors)
+            tail = after[at + 1 : -1]
+            if all(isinstance(d, int) for d in tail):
+                shape = builder.ints([*[0] * at, -1, *(int(d) for d in tail), outputs])
+            else:
+                behind = [builder.ints([at + count]), builder.ints([_END])]
+                rest = builder.add("Slice", builder.add("Shape", self.last), *behind)
+                shape = builder.add("Concat", builder.ints([*[0] * at, -1]), rest, axis=0)
+        builder.add("Reshape", self.last, shape, output=self.output)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from msconv_deploy.surgery.engine.editing import EditableModel
-from msconv_deploy.surgery.engine.symbols import Symbols, broadcast
+from msconv_deploy.surgery.engine.symbols import Symbols, broadcast, monomial, product
 from tests.surgery.graphs import Net
 
 
@@ -90,3 +90,47 @@ def test_the_extent_of_a_range(start, limit, delta):
     scalars = [net.constant(np.asarray(v, np.int64)) for v in (start, limit, delta)]
     symbols, (tensor,) = analysed(net, net.node("Range", *scalars))
     assert symbols.dims(tensor) == (len(range(start, limit, delta)),)
+
+
+@pytest.mark.parametrize(
+    ("dims", "expected"),
+    [
+        ((), 1),
+        ((2, 3), 6),
+        (("S", "R"), "R × S"),
+        (("R", 2, "S", 3), "6 × R × S"),
+        (("6 × R × S", "R", 2), "12 × R × R × S"),
+        ((0, "R"), 0),
+        (("2", 3), "3 × 2"),  # a name that looks like a number is a name
+    ],
+)
+def test_products_are_named_after_their_factors(dims, expected):
+    assert product(dims) == expected
+
+
+def test_a_name_that_looks_like_a_number_is_none():
+    assert monomial(["2"]) == (1, ("2",))
+
+
+def test_merged_axes_however_they_are_written():
+    net = Net()
+    x = net.input("R", "S", 6)
+    merged = net.node("Reshape", x, net.ints(-1, 6))
+    flat = net.node("Flatten", x, axis=2)
+    rows = net.node("Mul", net.extent("S"), net.extent("R"))
+    computed = net.node("Reshape", x, net.node("Concat", rows, net.ints(6), axis=0))
+    halves = net.node("Reshape", merged, net.ints(-1, 2))
+    back = net.node("Reshape", merged, net.node("Concat", net.extent("R"), net.ints(-1, 6), axis=0))
+    symbols, tensors = analysed(net, merged, flat, computed, halves, back)
+    dims = [symbols.dims(t) for t in tensors]
+    assert dims == [("R × S", 6)] * 3 + [("3 × R × S", 2), ("R", "S", 6)]
+
+
+def test_the_repeats_of_the_legacy_repeat_interleave():
+    net = Net()
+    net.input("R", "S", 2)
+    pair = net.node("Concat", net.ints(1), net.extent("S"), axis=0)
+    hot = net.node("OneHot", net.ints(1), net.constant(np.array(3, np.int64)), pair)
+    repeats = net.node("Reshape", hot, net.ints(-1))
+    symbols, (tensor,) = analysed(net, repeats)
+    assert symbols.values(tensor) == (1, "S", 1)

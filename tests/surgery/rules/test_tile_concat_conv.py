@@ -562,3 +562,33 @@ def test_metadata_of_what_is_not_rewritten_survives():
     assert made
     assert all({p.key: p.value for p in n.metadata_props}["msconv.replaces"] for n in made)
     assert onnx.checker.check_model(result.model) is None
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["copies inside", "copies outside"])
+def test_a_body_of_control_flow_is_left_and_reported(outside):
+    net = Net()
+    image = net.input("N", 2, "H", "W")
+    shape = net.shape(["N", 3, "H", "W"])
+    core = net.input("N", 3, 1, 1)
+    tiled = net.node("Expand", core, shape, name="spread") if outside else "tiled"
+    weight = net.random(4, 5, 1, 1)
+    branch = [
+        onnx.helper.make_node("Concat", [image, tiled], ["joined"], "join", axis=1),
+        onnx.helper.make_node("Conv", ["joined", weight], ["then"], "inner"),
+    ]
+    if not outside:
+        branch.insert(0, onnx.helper.make_node("Expand", [core, shape], ["tiled"], "spread"))
+    other = [onnx.helper.make_node("Conv", [image, net.random(4, 2, 1, 1)], ["else"], "plain")]
+    graphs = [
+        onnx.helper.make_graph(
+            nodes, name, [], [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)]
+        )
+        for nodes, name in ((branch, "then"), (other, "else"))
+    ]
+    flag = net.input(dtype=bool, name="flag")
+    net.output(net.node("If", flag, name="choice", then_branch=graphs[0], else_branch=graphs[1]))
+    result = optimized(net.model(), [{"N": 2, "H": 3, "W": 4}])
+    assert not result.changed
+    (miss,) = result.near_misses
+    assert (miss.node, miss.op, miss.nodes) == ("choice", "If", ["inner", "spread"])
+    assert miss.reason == "Conv inner is below copies inside the body of If, which is not rewritten"
