@@ -25,9 +25,13 @@ from torch.utils import _pytree as pytree
 import msconv_deploy.nn
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn import tiling
+from msconv_deploy.nn.channel_sum import ChannelSumConv2d
+from msconv_deploy.nn.dynamic_conv import DynamicConv2d
 from msconv_deploy.nn.msconv2d import MSConv2d
 
 _LOGGER = logging.getLogger(__name__)
+
+_OWN_MODULES = (ChannelSumConv2d, DynamicConv2d, MSConv2d)
 _EXAMPLE = "msconv_example"
 _UNKNOWABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _SIMPLE = (type(None), bool, int, float, str)
@@ -102,7 +106,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: Sequence[Leaf], ranks: Mapping[int, int]) -> None:
         super().__init__(autowrap_functions=(tiling.tile_and_concatenate,))
-        self._leaf_types: tuple[type, ...] = (MSConv2d, *(leaf for leaf in leaves if not isinstance(leaf, str)))
+        self._leaf_types: tuple[type, ...] = (*_OWN_MODULES, *(leaf for leaf in leaves if not isinstance(leaf, str)))
         self._leaf_names = {leaf for leaf in leaves if isinstance(leaf, str)}
         self._ranks = ranks
         self.guards: dict[fx.Node, fx.Node] = {}

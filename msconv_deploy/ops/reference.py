@@ -151,7 +151,7 @@ def _correlate(config: MSConv2dConfig, x: Array, w: Array) -> Array:
     """[N, C, H, W] with [O, C/group, kh, kw] -> [N, O, H', W']."""
     taps = _split_groups(_windows(config, x, {2: config.rows, 3: config.columns}), 1, config.group)
     y = np.einsum("ngcijuv,gocuv->ngoij", taps, _split_groups(w, 0, config.group), optimize=True)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])
+    return y.reshape(y.shape[0], y.shape[1] * y.shape[2], *y.shape[3:])
 
 
 def _correlate_along(config: MSConv2dConfig, x: Array, w: Array, axis: Axis) -> Array:
@@ -159,4 +159,4 @@ def _correlate_along(config: MSConv2dConfig, x: Array, w: Array, axis: Axis) -> 
     group = 1 if config.tiled else config.group
     taps = _split_groups(_windows(config, x, {2: axis}), 1, group)
     y = np.einsum("ngclk,gockt->ngolt", taps, _split_groups(w, 0, group), optimize=True)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])
+    return y.reshape(y.shape[0], y.shape[1] * y.shape[2], *y.shape[3:])

@@ -173,7 +173,7 @@ def output_shape(config: MSConv2dConfig, shapes: Mapping[str, Sequence[int]], ou
     height = source_extent(shapes, HEIGHT_AXIS, "height")
     width = source_extent(shapes, WIDTH_AXIS, "width")
     return (
-        max(shape[0] for shape in shapes.values()),
+        next((shape[0] for shape in shapes.values() if shape[0] != 1), 1),  # a batch of 1 is broadcast, to 0 as well
         out_channels,
         1 if height is None else config.rows.output_extent(height),
         1 if width is None else config.columns.output_extent(width),

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from msconv_deploy.errors import BadInputError  # noqa: E402
-from msconv_deploy.nn import MSConv2d, convert, tile_and_concatenate  # noqa: E402
+from msconv_deploy.nn import ChannelSumConv2d, MSConv2d, convert, tile_and_concatenate  # noqa: E402
 
 TILING = {"expand", "expand_as", "repeat", "tile", "broadcast_to", "interpolate", "upsample", "tile_and_concatenate"}
 C, V = 3, 4  # channels of the image and of the vector
@@ -1227,6 +1227,23 @@ def test_data_dependent_control_flow_is_a_clear_error_and_leaf_modules_are_the_w
         result = convert(model, inputs, leaf_modules=[leaf])
         assert len(result.converted) == 1
         compare(result.model(*inputs).detach(), model(*inputs).detach())
+
+
+class OwnOperatorBefore(BranchInside):
+    def __init__(self):
+        super().__init__()
+        self.stem = ChannelSumConv2d(C, 3, padding=1, layout="taps")
+
+    def parts(self, x, z):
+        return Expanded.parts(self, self.stem(x)[:, :C], z)
+
+
+def test_own_operators_are_kept_whole():
+    model = randomized(OwnOperatorBefore())
+    inputs = model.inputs(2, 6, 7)
+    result = convert(model, inputs)
+    assert len(result.converted) == 1
+    compare(result.model(*inputs).detach(), model(*inputs).detach())
 
 
 def test_shapes_of_another_rank_can_be_unpacked():

@@ -52,3 +52,13 @@ def test_wrong_tensors_are_refused_with_the_reason(sources, message):
     weights = {"nchw": np.zeros((4, 2, 3, 3)), "nch": np.zeros((4, 3, 3))}
     with pytest.raises(BadInputError, match=message):
         reference.msconv2d(config, {k: np.zeros(s) for k, s in sources.items()}, weights)
+
+
+def test_a_batch_of_none_is_not_a_batch_of_one():
+    config = MSConv2dConfig((1, 0, 0, 1), (1, 1), has_bias=0)
+    y = reference.msconv2d(
+        config,
+        {"nchw": np.ones((0, 2, 3, 4)), "nc": np.ones((1, 5))},
+        {"nchw": np.ones((6, 2, 1, 1)), "nc": np.ones((6, 5))},
+    )
+    assert y.shape == (0, 6, 3, 4)
