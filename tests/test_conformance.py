@@ -1,7 +1,7 @@
 """Conformance with docs/spec.md: every implementation of the operator, on the same cases, against one oracle.
 
 Each implementation is a function from a case to [N, O, H', W']; those whose runtime is absent are skipped with the
-reason. New implementations (kernels, plugin) join the table.
+reason. New implementations join the table.
 """
 
 import importlib.util
@@ -46,11 +46,20 @@ def module_float32(case):
     return call(module_of(case, torch.float32), tensors(case, torch.float32)).detach().numpy()
 
 
+def kernels_float32(case):
+    from tests.plugins.kernel_cases import NO_COMPILER, build_host, kernels, problem
+
+    if build_host.compiler() is None:
+        pytest.skip(NO_COMPILER)
+    return kernels().run(problem(case), case.sources, case.weights, case.bias).astype(np.float64)
+
+
 IMPLEMENTATIONS = {
     "reference": (numpy_reference, 1e-12, None),
     "function body": (function_body, 1e-5, None),
     "module float64": (module_float64, 1e-12, "torch"),
     "module float32": (module_float32, 1e-5, "torch"),
+    "kernels float32": (kernels_float32, 1e-5, None),
 }
 
 
