@@ -27,6 +27,10 @@ _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _FATAL_ONLY = 4  # errors arrive as exceptions; the log would say them a second time
 
 
+def check_available() -> None:
+    """That the package imports is all that is needed."""
+
+
 def version() -> str:
     return str(onnxruntime.__version__)
 

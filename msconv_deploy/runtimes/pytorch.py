@@ -24,6 +24,10 @@ NAME = "torch"
 SUBJECT: Literal["module"] = "module"
 
 
+def check_available() -> None:
+    """That the package imports is all that is needed."""
+
+
 def version() -> str:
     return str(torch.__version__)
 

@@ -20,6 +20,12 @@ class Runtime(Protocol):
     """What it evaluates: a PyTorch module, or an ONNX file."""
 
     @staticmethod
+    def check_available() -> None:
+        """Raises:
+        NotAvailableError: something beyond the package is missing, such as a GPU.
+        """
+
+    @staticmethod
     def version() -> str:
         """Version of the library."""
 
@@ -32,6 +38,7 @@ class Runtime(Protocol):
 _ADAPTERS = {
     "torch": ("msconv_deploy.runtimes.pytorch", "torch", "pip install 'msconv-deploy[torch]'"),
     "ort": ("msconv_deploy.runtimes.onnx_runtime", "onnxruntime", "pip install onnxruntime"),
+    "trt": ("msconv_deploy.runtimes.tensorrt.runner", "polygraphy", "pip install polygraphy"),
 }
 RUNTIME_NAMES = tuple(_ADAPTERS)
 
@@ -40,20 +47,17 @@ def get_runtime(name: str) -> Runtime:
     """Import and return the adapter of a runtime.
 
     Raises:
-        NotAvailableError: its library is not installed, or this version has no adapter for it.
+        NotAvailableError: its library or its device is not there.
         BadInputError: there is no such runtime.
     """
-    if name in ("trt", "tensorrt"):
-        raise NotAvailableError(
-            f"runtime {name}: this version does not run TensorRT engines; available are {', '.join(RUNTIME_NAMES)}. "
-            "Check that the file parses and builds with --rtx, or build it with the trtexec line of the report"
-        )
     if name not in _ADAPTERS:
         raise BadInputError(f"runtime {name!r} is unknown; available are {', '.join(RUNTIME_NAMES)}")
     adapter, package, install = _ADAPTERS[name]
     try:
-        return cast(Runtime, importlib.import_module(adapter))
+        runtime = cast(Runtime, importlib.import_module(adapter))
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
         raise NotAvailableError(f"runtime {name}: {package} is not installed: {install}") from None
+    runtime.check_available()
+    return runtime

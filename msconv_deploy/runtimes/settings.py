@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -14,8 +16,10 @@ class Settings:
         threads: threads within an operator; None leaves the runtime's default.
         optimization: graph optimizations of ONNX Runtime.
         provider: execution provider of ONNX Runtime.
+        plugins: TensorRT plugin libraries, beside those that are found.
     """
 
     threads: int | None = None
     optimization: Literal["none", "basic", "extended", "all"] = "all"
     provider: str = "CPUExecutionProvider"
+    plugins: Sequence[Path] = ()

@@ -13,21 +13,21 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from msconv_deploy.errors import BadInputError, BuildFailedError
 from msconv_deploy.reporting import BuildCheck
 from msconv_deploy.reporting.versions import DISTRIBUTIONS, distribution_version
+from msconv_deploy.runtimes.gpu import Gpu
+from msconv_deploy.runtimes.tensorrt.profiles import Profile, parse_all_shapes, shapes_text
 
 NAME = "rtx"
 PACKAGE = "tensorrt_rtx_bindings"
 INSTALL = "pip install 'msconv-deploy[rtx]'"
 
-Shape = Sequence[int]
-Profile = Mapping[str, tuple[Shape, Shape, Shape]]
-"""Input -> (min, opt, max) shape. Every input with a dynamic dimension needs an entry."""
-
+TARGET = Gpu(name="none: built for compute capability 8.6", compute_capability=(8, 6), cuda=(0, 0))
 _MAX_MESSAGES = 20
 
 
@@ -44,7 +44,7 @@ def check_build(model: Path | str, profile: Profile, timeout: float = 600.0) -> 
         return BuildCheck(runtime=NAME, status="not available", shapes=shapes, reason=f"not installed: {INSTALL}")
     command = [sys.executable, "-m", "msconv_deploy.runtimes.tensorrt_rtx", str(model), "--json"]
     for name, three in profile.items():
-        command += ["--shapes", ":".join([name, *("x".join(map(str, shape)) for shape in three)])]
+        command += ["--shapes", shapes_text(name, three)]
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -81,64 +81,44 @@ def build_here(model: Path, profile: Profile) -> dict[str, Any]:
     """Parse and build in this process: ``parsed``, ``built``, ``engine_bytes``, ``messages`` (warnings and errors)."""
     import tensorrt_rtx_bindings as trt
 
-    messages: list[str] = []
+    from msconv_deploy.runtimes.tensorrt.api import TensorRT
+    from msconv_deploy.runtimes.tensorrt.build import BuildOptions, NetworkSource, build_plan
 
-    class Logger(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
-                messages.append(f"{str(severity).rpartition('.')[2].lower()}: {message}")
-
-    logger = Logger()
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    parsed = bool(parser.parse_from_file(str(model)))
-    messages += [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    engine = None
-    if parsed:
-        config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-        if profile:
-            optimization = builder.create_optimization_profile()
-            for name, (low, best, high) in profile.items():
-                optimization.set_shape(name, tuple(low), tuple(best), tuple(high))
-            config.add_optimization_profile(optimization)
-        engine = builder.build_serialized_network(network, config)
-    return {
-        "parsed": parsed,
-        "built": engine is not None,
-        "engine_bytes": None if engine is None else int(engine.nbytes),
-        "messages": messages[:_MAX_MESSAGES],
-    }
-
-
-def _parse_shapes(text: str) -> tuple[str, tuple[Shape, Shape, Shape]]:
+    tensorrt = TensorRT(trt, TARGET)
+    source = NetworkSource(model, model.read_bytes(), "fp32")
+    steps: list[str] = []
     try:
-        name, *three = text.rsplit(":", 3)  # from the right: names may hold colons
-        low, best, high = (tuple(int(d) for d in shape.split("x")) for shape in three)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:MIN:OPT:MAX with shapes like 1x3x16x16") from None
-    return name, (low, best, high)
+        built = build_plan(tensorrt, source, profile, BuildOptions(), parsed=lambda: steps.append("parsed"))
+        problems, size = [], len(built.plan)
+    except BuildFailedError as error:
+        problems, size = [str(error)], None
+    warnings = [f"warning: {text}" for text in tensorrt.messages.warnings]
+    return {
+        "parsed": bool(steps),
+        "built": size is not None,
+        "engine_bytes": size,
+        "messages": [*problems, *warnings][:_MAX_MESSAGES],
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The subprocess: prints the result, exit code 0 only if the engine was built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--shapes", type=_parse_shapes, action="append", default=[], metavar="NAME:MIN:OPT:MAX")
+    parser.add_argument("--shapes", action="append", default=[], metavar="NAME:MIN:OPT:MAX")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     options = parser.parse_args(arguments)
+    try:
+        profile = parse_all_shapes(options.shapes)
+    except BadInputError as error:
+        parser.error(str(error))
     if not available():
         print(f"TensorRT-RTX is not available: {INSTALL}", file=sys.stderr)
         return 3
     if not options.model.is_file():
         print(f"{options.model}: no such file", file=sys.stderr)
         return 2
-    found = build_here(options.model, dict(options.shapes))
+    found = build_here(options.model, profile)
     if options.json:
         print(json.dumps(found))
     else:

@@ -8,7 +8,7 @@ import pytest
 
 from msconv_deploy.cli.main import main
 from msconv_deploy.reporting import DoctorReport
-from msconv_deploy.runtimes import environment
+from msconv_deploy.runtimes import environment, gpu, places
 
 
 @pytest.fixture
@@ -18,14 +18,16 @@ def bare(monkeypatch, tmp_path):
         "TENSORRT_ROOT",
         "TENSORRT_INCLUDE_DIR",
         "LD_LIBRARY_PATH",
+        "CUDACXX",
         "CUDA_HOME",
         "CUDA_PATH",
         "MSCONV_PLUGIN_PATH",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(environment, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(environment, "_site_packages", lambda: [tmp_path / "site-packages"])
+    monkeypatch.setattr(places, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(places, "site_packages", lambda: [tmp_path / "site-packages"])
+    monkeypatch.setattr(environment, "describe", lambda: (None, None))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,7 +49,17 @@ def test_finds_what_is_installed(capsys, tmp_path):
     assert by_name["numpy"].version == numpy.__version__
     assert by_name["execution providers"].version == onnxruntime.__version__
     assert "CPUExecutionProvider" in by_name["execution providers"].where
-    for name in ("torch", "tensorrt", "tensorrt-rtx", "NVIDIA GPU", "libnvinfer", "headers", "nvcc", "plugin library"):
+    for name in (
+        "torch",
+        "tensorrt",
+        "tensorrt-rtx",
+        "NVIDIA GPU",
+        "libnvinfer",
+        "Python package",
+        "headers",
+        "nvcc",
+        "plugin library",
+    ):
         finding = by_name[name]
         assert finding.status == "found" or finding.advice, name
         assert name in out
@@ -175,7 +187,7 @@ class FakeDriver:
 
 
 def test_gpus_are_asked_through_the_driver(monkeypatch):
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: FakeDriver())
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda name: FakeDriver())
     found = environment.gpu()
     assert (found.status, found.version) == ("found", "CUDA 13.3")
     assert found.where == ", ".join(["Test GPU (compute capability 9.0)"] * 2)
@@ -183,7 +195,7 @@ def test_gpus_are_asked_through_the_driver(monkeypatch):
 
 @pytest.mark.parametrize("driver", [FakeDriver(init=100), FakeDriver(devices=0)])
 def test_a_driver_without_a_device_is_no_gpu(monkeypatch, driver):
-    monkeypatch.setattr(environment.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda name: driver)
     found = environment.gpu()
     assert found.status == "missing"
     assert f"cuInit returned {driver.init}" in found.where

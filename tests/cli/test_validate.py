@@ -11,6 +11,7 @@ import pytest
 from msconv_deploy.cli.main import main
 from msconv_deploy.reporting import BuildCheck, ValidationReport
 from msconv_deploy.runtimes import tensorrt_rtx
+from msconv_deploy.runtimes.tensorrt import bindings
 from tests.validation.networks import two_convs
 
 ROOT = Path(__file__).parents[2]
@@ -174,10 +175,12 @@ def test_torch_against_a_file_says_what_is_missing(capsys, tmp_path):
     assert "give a recipe" in err
 
 
-def test_tensorrt_is_not_there_yet(files, capsys):
-    code, _, err = run(capsys, files[0], "--reference", files[0], "--runtimes", "ort,trt")
+def test_without_a_gpu_trt_is_exit_3_before_anything_runs(files, capsys, monkeypatch):
+    monkeypatch.setattr(bindings, "probe", lambda: ([], "no driver library libcuda.so.1"))
+    code, out, err = run(capsys, files[0], "--reference", files[0], "--runtimes", "ort,trt")
     assert code == 3
-    assert "does not run TensorRT engines" in err
+    assert out == ""
+    assert "no NVIDIA GPU: no driver library libcuda.so.1" in err
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,7 @@ def test_tensorrt_is_not_there_yet(files, capsys):
 )
 def test_build_check_and_exit_code(files, capsys, monkeypatch, status, option, expected):
     def check(model, profile):
-        assert profile["x"][0] == [1, 3, 9, 8]
+        assert profile["x"][0] == (1, 3, 9, 8)
         return BuildCheck(runtime="rtx", status=status, reason="" if status == "passed" else "because")
 
     monkeypatch.setattr(tensorrt_rtx, "available", lambda: True)

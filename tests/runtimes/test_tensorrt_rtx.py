@@ -121,7 +121,7 @@ def test_a_missing_package_is_not_passed(tmp_path, monkeypatch, capsys):
     assert "pip install" in capsys.readouterr().err
 
 
-def test_shapes_of_the_command_line():
-    assert tensorrt_rtx._parse_shapes("a:0:1x3:2x3:4x3") == ("a:0", ((1, 3), (2, 3), (4, 3)))
+def test_shapes_of_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["m.onnx", "--shapes", "a:1x3:2x3"])
+    assert "write NAME:MIN:OPT:MAX" in capsys.readouterr().err
