@@ -1,11 +1,12 @@
 """What does an operator cost? The constants of the cost estimate, measured on isolated operators.
 
-    python benchmarks/microbenchmarks.py [--sessions 3] [--seconds 0.15]
+    python benchmarks/microbenchmarks.py [--sessions 3] [--seconds 0.15] [--only plain plain-1x1]
 
 Runs chains of single operators in ONNX Runtime on one thread and fits, for each kind of operator, seconds per
-multiply-accumulate and per byte (relative least squares over the sizes below). No network is involved: the constants have
-to hold for models that nobody has seen. Writes benchmarks/results/microbenchmarks.json; the values that the estimate uses
-are copied by hand to msconv_deploy/surgery/choice/constants.py.
+multiply-accumulate, per byte and, for a convolution in NCHW, per element of its im2col matrix (relative least squares over
+the sizes below). No network is involved: the constants have to hold for models that nobody has seen. Writes
+benchmarks/results/microbenchmarks.json; the values that the estimate uses are copied by hand to
+msconv_deploy/surgery/choice/constants.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,6 +44,7 @@ class Chain:
 
     def __init__(self, *shape: int) -> None:
         self.feed = random(*shape)
+        self.given: dict[str, np.ndarray] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         self.last = "x"
@@ -49,6 +53,15 @@ class Chain:
         name = f"w{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(array, name))
         return name
+
+    def given_weight(self, array: np.ndarray) -> Chain:
+        """Append a Conv whose weight is an input of the model: it is not constant, so the Conv stays in NCHW."""
+        name = f"given{len(self.given)}"
+        self.given[name] = array
+        output = f"y{len(self.nodes)}"
+        self.nodes.append(helper.make_node("Conv", [self.last, name], [output], pads=[array.shape[2] // 2] * 4))
+        self.last = output
+        return self
 
     def then(self, op: str, *others: np.ndarray, first: bool = True, **attributes: object) -> Chain:
         """Append a node that reads the last result and constants."""
@@ -69,11 +82,15 @@ class Chain:
         self.last = names[0]
         return self
 
+    @property
+    def feeds(self) -> dict[str, np.ndarray]:
+        return {"x": self.feed, **self.given}
+
     def model(self) -> bytes:
         graph = helper.make_graph(
             self.nodes,
             "chain",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.feed.shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in self.feeds.items()],
             [helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None)],
             self.weights,
         )
@@ -94,12 +111,12 @@ class Clock:
         model, best = chain.model(), np.inf
         for _ in range(self.sessions):
             session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            session.run(None, {"x": chain.feed})
+            session.run(None, chain.feeds)
             samples: list[float] = []
             end = time.perf_counter() + self.seconds
             while time.perf_counter() < end or len(samples) < 5:
                 start = time.perf_counter()
-                session.run(None, {"x": chain.feed})
+                session.run(None, chain.feeds)
                 samples.append(time.perf_counter() - start)
             best = min(best, float(np.percentile(samples, 20)))
         return best
@@ -113,13 +130,14 @@ class Sample:
     macs: int
     bytes: int
     seconds: float
+    columns: int = 0  # elements of the im2col matrix
 
 
 def fit(samples: Sequence[Sample]) -> dict[str, float]:
-    """Seconds per MAC and per byte with the least relative error, neither of them negative."""
+    """Seconds per MAC, byte and element of the im2col matrix with the least relative error, none of them negative."""
     seconds = np.array([s.seconds for s in samples])
-    terms = np.array([[s.macs, s.bytes] for s in samples], np.float64) / seconds[:, None]
-    keep = [i for i in (0, 1) if terms[:, i].any()]
+    terms = np.array([[s.macs, s.bytes, s.columns] for s in samples], np.float64) / seconds[:, None]
+    keep = [i for i in range(3) if terms[:, i].any()]
     while True:
         found, *_ = np.linalg.lstsq(terms[:, keep], np.ones(len(samples)), rcond=None)
         if (found >= 0).all() or len(keep) == 1:
@@ -130,6 +148,7 @@ def fit(samples: Sequence[Sample]) -> dict[str, float]:
     return {
         "mac": rates.get(0, 0.0),
         "byte": rates.get(1, 0.0),
+        "column": rates.get(2, 0.0),
         "mean_relative_error": float(np.mean(np.abs(predicted - 1))),
         "worst_relative_error": float(np.max(np.abs(predicted - 1))),
     }
@@ -137,33 +156,48 @@ def fit(samples: Sequence[Sample]) -> dict[str, float]:
 
 IMAGES = ((1, 64), (2, 128))
 CHANNELS = ((16, 32), (32, 32), (32, 64), (64, 64), (96, 48), (128, 128))
+FEW_CHANNELS = ((2, 16), (4, 32), (4, 64), (13, 64))
+MOST_MACS = 3e9
 
 
-def convolutions(clock: Clock, kernel: int, odd: int) -> list[Sample]:
-    """Conv between two that keep the layout, so that what is measured is the Conv alone.
-
-    Args:
-        odd: added to the input channels: with 0 ONNX Runtime takes the blocked layout, with 1 it does not.
-    """
+def blocked(clock: Clock, kernel: int) -> list[Sample]:
+    """Conv between two that keep the blocked layout, so that what is measured is the Conv alone."""
     samples = []
     for batch, extent in IMAGES:
-        for inputs, outputs in CHANNELS:
-            inputs += odd
-            if kernel > 1 and inputs * outputs * kernel**2 * batch * extent**2 > 3e9:
-                continue
-            if odd:
-                seconds = clock(Chain(batch, inputs, extent, extent).conv(outputs, inputs, kernel))
-            else:
-                ends = Chain(batch, inputs, extent, extent).conv(inputs, inputs, 1)
-                one = clock(ends.conv(outputs, inputs, 1))
-                many = Chain(batch, inputs, extent, extent).conv(inputs, inputs, 1)
-                seconds = clock(many.conv(inputs, inputs, kernel).conv(outputs, inputs, 1)) - one
-                outputs = inputs
+        for channels, outputs in CHANNELS:
             pixels = batch * extent * extent
-            macs = pixels * outputs * inputs * kernel**2
-            moved = 4 * (pixels * (inputs + outputs) + outputs * inputs * kernel**2)
-            samples.append(Sample(f"{batch}x{inputs}->{outputs} {kernel}x{kernel} at {extent}", macs, moved, seconds))
+            macs = pixels * channels**2 * kernel**2
+            if macs > MOST_MACS:
+                continue
+            ends = Chain(batch, channels, extent, extent).conv(channels, channels, 1)
+            one = clock(ends.conv(outputs, channels, 1))
+            many = Chain(batch, channels, extent, extent).conv(channels, channels, 1)
+            seconds = clock(many.conv(channels, channels, kernel).conv(outputs, channels, 1)) - one
+            moved = 4 * (pixels * 2 * channels + channels**2 * kernel**2)
+            case = f"{batch}x{channels}->{channels} {kernel}x{kernel} at {extent}"
+            samples.append(Sample(case, macs, moved, seconds))
     return [s for s in samples if s.seconds > 0]
+
+
+def plain(clock: Clock, kernels: Sequence[int]) -> list[Sample]:
+    """Conv in NCHW: channels that do not fill blocks, and few channels with weights that are not constant.
+
+    The latter is how `ones-channel` runs. Kernels over 1x1 go through an im2col matrix [C*k*k, pixels].
+    """
+    samples = []
+    for kernel in kernels:
+        for batch, extent in IMAGES:
+            for inputs, outputs in (*FEW_CHANNELS, *((c + 1, o) for c, o in CHANNELS)):
+                pixels, taps = batch * extent * extent, kernel**2
+                macs = pixels * outputs * inputs * taps
+                if macs > MOST_MACS or (kernel > 3 and inputs > 33):
+                    continue
+                chain = Chain(batch, inputs, extent, extent)
+                seconds = clock(chain.given_weight(random(outputs, inputs, kernel, kernel) / 100))
+                moved = 4 * (pixels * (inputs + outputs) + outputs * inputs * taps)
+                case = f"{batch}x{inputs}->{outputs} {kernel}x{kernel} at {extent}"
+                samples.append(Sample(case, macs, moved, seconds, pixels * inputs * taps if taps > 1 else 0))
+    return samples
 
 
 def narrow(clock: Clock, kernel: int, reorder: float) -> list[Sample]:
@@ -274,37 +308,69 @@ def pieces(clock: Clock) -> dict[str, float]:
     }
 
 
+CONTRACTIONS: dict[str, Callable[[Clock], list[Sample]]] = {
+    "blocked": partial(blocked, kernel=3),
+    "blocked-1x1": partial(blocked, kernel=1),
+    "plain": partial(plain, kernels=(3, 5, 7)),
+    "plain-1x1": partial(plain, kernels=(1,)),
+    "transposed": transposed,
+    "product": products,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=3, help="fresh sessions for each case")
     parser.add_argument("--seconds", type=float, default=0.15, help="of runs in each session")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=CONTRACTIONS,
+        metavar="KIND",
+        help="measure these contractions; the other results stay",
+    )
     args = parser.parse_args()
     clock = Clock(args.sessions, args.seconds)
+    command = f"python benchmarks/microbenchmarks.py --sessions {args.sessions} --seconds {args.seconds}"
+    if args.only:
+        write(remeasured(clock, args.only, command))
+        return
     bytes_kinds = passes(clock)
     bytes_kinds["reorder"] = reorders(clock, fit(bytes_kinds["elementwise"])["byte"])
     reorder = fit(bytes_kinds["reorder"])["byte"]
     contractions = {
-        "blocked": convolutions(clock, 3, 0),
-        "blocked-1x1": convolutions(clock, 1, 0),
         "narrow": narrow(clock, 3, reorder),
         "narrow-1x1": narrow(clock, 1, reorder),
-        "plain": convolutions(clock, 3, 1),
-        "plain-1x1": convolutions(clock, 1, 1),
-        "transposed": transposed(clock),
-        "product": products(clock),
+        **{kind: measure(clock) for kind, measure in CONTRACTIONS.items()},
     }
     result = {
-        "command": f"python benchmarks/microbenchmarks.py --sessions {args.sessions} --seconds {args.seconds}",
+        "command": command,
         "versions": installed_versions(),
         "node": small_nodes(clock),
         "piece": pieces(clock),
         "contractions": {kind: fit(samples) for kind, samples in contractions.items()},
         "bytes": {kind: fit(samples) for kind, samples in bytes_kinds.items()},
-        "samples": {
-            kind: [{**vars(s), "seconds": float(f"{s.seconds:.4g}")} for s in samples]
-            for kind, samples in {**contractions, **bytes_kinds}.items()
-        },
+        "samples": {kind: as_data(samples) for kind, samples in {**contractions, **bytes_kinds}.items()},
     }
+    write(result)
+
+
+def as_data(samples: Sequence[Sample]) -> list[dict[str, object]]:
+    return [{**vars(s), "seconds": float(f"{s.seconds:.4g}")} for s in samples]
+
+
+def remeasured(clock: Clock, kinds: Sequence[str], command: str) -> dict[str, Any]:
+    """The last result with some contractions measured again."""
+    result: dict[str, Any] = json.loads(RESULT.read_text())
+    for kind in kinds:
+        samples = CONTRACTIONS[kind](clock)
+        result["contractions"][kind], result["samples"][kind] = fit(samples), as_data(samples)
+    how = {"command": f"{command} --only {' '.join(kinds)}", "versions": installed_versions()}
+    result.setdefault("remeasured", {}).update(dict.fromkeys(kinds, how))
+    return result
+
+
+def write(result: dict[str, Any]) -> None:
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k not in ("samples", "versions")}, indent=1))

@@ -1,4 +1,4 @@
-"""Small networks of the kinds in which copies are concatenated and convolved, exported with both PyTorch exporters.
+"""Small networks of the kinds in which copies are concatenated and convolved, or windows written out, from both exporters.
 
 Built from torch.nn with seeded weights; `export_networks` writes them with a manifest.json as benchmarks/speed.py reads it.
 """
@@ -172,13 +172,136 @@ class ConditionalDecoder(nn.Module):
         return torch.sigmoid(self.last(self.conditioned(x, condition)))
 
 
+class UnfoldedPatches(nn.Module):
+    """Image tokens (ViT) whose patches are cut out by Tensor.unfold, with a token mixer behind them."""
+
+    def __init__(self, patch: int = 8, width: int = 96) -> None:
+        super().__init__()
+        self.patch = patch
+        self.embed = nn.Linear(3 * patch * patch, width)
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, image: Tensor) -> Tensor:
+        p = self.patch
+        patches = image.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        x = self.embed(patches)
+        return x + self.mix(self.norm(x))
+
+
+class UnfoldedConvolution(nn.Module):
+    """Texture features: a convolution spelled as weights times F.unfold, between ordinary ones."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.weight = nn.Parameter(torch.randn(width, width * 9) / 17)
+        self.bias = nn.Parameter(torch.randn(width, 1) / 8)
+        self.last = nn.Conv2d(width, 8, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.first(image))
+        x = self.weight @ F.unfold(x, 3, padding=1) + self.bias
+        x = x.view(image.size(0), -1, image.size(2), image.size(3))
+        return self.last(F.relu(x))
+
+
+class WindowStatistics(nn.Module):
+    """Local contrast: maximum and mean over windows that are written out, then convolutions."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.last = nn.Conv2d(3 * width, 8, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.first(image))
+        windows = F.unfold(x, 5, padding=2).view(x.size(0), x.size(1), 25, -1)
+        shape = (x.size(0), x.size(1), x.size(2), x.size(3))
+        return self.last(torch.cat([x, windows.amax(2).view(shape), windows.mean(2).view(shape)], 1))
+
+
+class ChannelSumFilter(nn.Module):
+    """Position-wise filter responses: windows times one filter, summed over channels; the taps become channels."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.filter = nn.Parameter(torch.randn(1, width, 9, 1) / 6)
+        self.last = nn.Conv2d(9, 8, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.first(image))
+        windows = F.unfold(x, 3, padding=1).view(x.size(0), x.size(1), 9, -1)
+        taps = (windows * self.filter).sum(1)
+        return self.last(F.relu(taps.view(x.size(0), 9, x.size(2), x.size(3))))
+
+
+class CollapsibleBlocks(nn.Module):
+    """Super-resolution from linear blocks (SESR): k x k to many channels, 1x1 to few, nothing between, exported as trained."""
+
+    def __init__(self, width: int = 16, expanded: int = 128, depth: int = 3) -> None:
+        super().__init__()
+
+        def block(inputs: int, outputs: int, kernel: int) -> nn.Module:
+            return nn.Sequential(
+                nn.Conv2d(inputs, expanded, kernel, padding=kernel // 2, bias=False), nn.Conv2d(expanded, outputs, 1)
+            )
+
+        self.head = block(1, width, 5)
+        self.body = nn.ModuleList(block(width, width, 3) for _ in range(depth))
+        self.tail = block(width, 4, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = first = F.relu(self.head(image))
+        for convolutions in self.body:
+            x = F.relu(convolutions(x) + x)
+        return F.pixel_shuffle(self.tail(x + first), 2)
+
+
+class RadialBasisFunctions(nn.Module):
+    """Interpolation of values at points by Gaussians around centers, whose distances are tiled."""
+
+    def __init__(self, centers: int = 256, dimensions: int = 16, values: int = 8) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.randn(centers, dimensions))
+        self.values = nn.Linear(centers, values)
+
+    def forward(self, points: Tensor) -> Tensor:
+        squared = (points.unsqueeze(2) - self.centers).pow(2).sum(-1)
+        return self.values(torch.exp(squared / -32.0))
+
+
+class VectorQuantizer(nn.Module):
+    """Autoencoder with a codebook (VQ-VAE): every pixel's features become the nearest code."""
+
+    def __init__(self, codes: int = 128, width: int = 32) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, width, 4, stride=4)
+        self.codes = nn.Parameter(torch.randn(codes, width) / 2)
+        self.decoder = nn.ConvTranspose2d(width, 3, 4, stride=4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.encoder(image).permute(0, 2, 3, 1)
+        nearest = (x.unsqueeze(3) - self.codes).pow(2).sum(-1).argmin(-1)
+        return self.decoder(F.embedding(nearest, self.codes).permute(0, 3, 1, 2))
+
+
 @dataclass(frozen=True)
 class Network:
-    """A network to export: how it is made, its inputs and the extents to measure at, and which axes are dynamic."""
+    """A network to export.
+
+    Attributes:
+        make: how it is made.
+        inputs: the extents to measure at.
+        dynamic: which axes are dynamic.
+        allow: rules to measure with that have to be allowed by name.
+    """
 
     make: type[nn.Module]
     inputs: Mapping[str, tuple[int, ...]]
     dynamic: Mapping[str, Mapping[int, str]]
+    allow: tuple[str, ...] = ()
 
 
 IMAGE_AXES = {0: "N", 2: "H", 3: "W"}
@@ -205,6 +328,15 @@ NETWORKS = {
         {"features": (1, 64, 24, 24), "condition": (1, 32)},
         {"features": IMAGE_AXES, "condition": {0: "N"}},
     ),
+    "unfolded_patches": Network(UnfoldedPatches, {"image": (1, 3, 128, 128)}, {"image": {0: "N"}}),
+    "unfolded_convolution": Network(UnfoldedConvolution, {"image": (1, 3, 64, 64)}, {"image": IMAGE_AXES}),
+    "window_statistics": Network(WindowStatistics, {"image": (1, 3, 64, 64)}, {"image": IMAGE_AXES}),
+    "channel_sum_filter": Network(ChannelSumFilter, {"image": (1, 3, 64, 64)}, {"image": IMAGE_AXES}),
+    "collapsible_blocks": Network(CollapsibleBlocks, {"image": (1, 1, 96, 96)}, {"image": IMAGE_AXES}),
+    "radial_basis_functions": Network(
+        RadialBasisFunctions, {"points": (1, 1024, 16)}, {"points": {0: "N", 1: "P"}}, ("tiled-distance",)
+    ),
+    "vector_quantizer": Network(VectorQuantizer, {"image": (1, 3, 128, 128)}, {"image": {0: "N"}}, ("tiled-distance",)),
 }
 EXPORTERS = {"dynamo": True, "torchscript": False}
 
@@ -222,7 +354,7 @@ def export_networks(folder: Path, only: str = "") -> None:
             if only in file:
                 export(network, folder / file, dynamo)
                 inputs = {key: ["float32", list(shape)] for key, shape in network.inputs.items()}
-                manifest[file] = {"inputs": inputs}
+                manifest[file] = {"inputs": inputs} | ({"allow": list(network.allow)} if network.allow else {})
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 

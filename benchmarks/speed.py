@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py [FOLDER] [--pairs 8] [--only TEXT] [--others] [--always] [--two-threads] [--name NAME]
 
-FOLDER holds ONNX files and a manifest.json (file -> {"inputs": {name: [dtype, shape]}}). Without it, the representative
-networks of benchmarks/networks.py are exported with both PyTorch exporters first. Every number is a time over a time: pairs
-of fresh sessions, created in alternating order, runs alternating, the 20th percentile of each, the geometric mean over the
-pairs; A/A is the same measurement of the original against itself. A file whose outputs differ by more than 2e-4 fails the
-run. Writes benchmarks/results/speed_NAME.{json,md,png}; NAME is `networks` or the folder's name.
+FOLDER holds ONNX files and a manifest.json (file -> {"inputs": {name: [dtype, shape]}, "allow": [rules], which may be left
+out}). Without it, the representative networks of benchmarks/networks.py are exported with both PyTorch exporters first.
+Multiply-accumulates are counted over run-time shapes; memory is the peak of a run beside the model (benchmarks/peak_memory.py).
+Every other number is a time over a time: pairs of fresh sessions, created in alternating order, runs alternating, the 20th
+percentile of each, the geometric mean over the pairs; A/A is the same measurement of the original against itself. A file whose
+outputs differ by more than 2e-4 fails the run. Writes benchmarks/results/speed_NAME.{json,md,png}; NAME is `networks` or the
+folder's name.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import handwritten  # noqa: E402
 from benchmarks.other_optimizers import OPTIMIZERS, OtherOptimizers  # noqa: E402
+from benchmarks.peak_memory import run_bytes  # noqa: E402
 from msconv_deploy.model_files import read_model, serialized  # noqa: E402
 from msconv_deploy.reporting.versions import distribution_version, installed_versions  # noqa: E402
 from msconv_deploy.surgery.choice.timing import Comparison, Feeds, compare, random_feeds, session  # noqa: E402
 from msconv_deploy.surgery.optimize import optimize_model  # noqa: E402
+from msconv_deploy.validation.inputs import Inputs  # noqa: E402
+from msconv_deploy.validation.macs import count_macs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 TOLERANCE = 2e-4
@@ -78,21 +83,24 @@ class Benchmark:
             first, second, self.folder, feeds, pairs=self.args.pairs, seconds_per_pair=seconds, threads=threads
         )
 
-    def measure(self, file: str, shapes: dict[str, Sequence[int]]) -> Row:
-        """Everything about one file, as plain data."""
+    def measure(self, file: str, shapes: dict[str, Sequence[int]], allow: Sequence[str] = ()) -> Row:
+        """Everything about one file, as plain data; with rules that have to be allowed by name."""
         original = read_model(self.folder / file)
         feeds = finite_feeds(original, self.folder, shapes)
         expected = outputs(original, self.folder, feeds)
         when = "always" if self.args.always else "faster"
-        result = optimize_model(original, self.folder, when, input_shapes=shapes)
+        result = optimize_model(original, self.folder, when, input_shapes=shapes, allow=allow)
         control = self.compare(original, original, feeds)
         row: Row = {
             "file": file,
             "shapes": {name: list(shape) for name, shape in shapes.items()},
             "rewritten": sum(site.decision == "rewritten" for site in result.sites),
             "sites": len(result.sites),
+            **({"allowed": list(allow)} if allow else {}),
             "control": as_data(control),
             "milliseconds": 1e3 * control.seconds[0],
+            "macs": [self._macs(file, model, feeds) for model in (original, result.model)],
+            "run_bytes": [run_bytes(serialized(model, self.folder), feeds) for model in (original, result.model)],
         }
         if result.changed:
             row["optimized"] = self._against(original, result.model, feeds, expected)
@@ -108,6 +116,9 @@ class Benchmark:
             row["handwritten"] = self._against(original, hand, feeds, expected)
             row["optimized_over_handwritten"] = as_data(self.compare(hand, result.model, feeds))
         return row
+
+    def _macs(self, file: str, model: onnx.ModelProto, feeds: Feeds) -> int:
+        return count_macs(self.folder / file, model, Inputs("feeds", {}, dict(feeds)))
 
     def _against(
         self, original: onnx.ModelProto, other: onnx.ModelProto, feeds: Feeds, expected: list[np.ndarray]
@@ -185,18 +196,28 @@ def cell_text(cell: Row | None) -> str:
     return text if cell.get("difference", 0.0) <= TOLERANCE else f"{text}, differs"
 
 
+def fraction(before_and_after: Sequence[int | None]) -> str:
+    before, after = before_and_after
+    return f"{after / before:.2f}" if before and after is not None else ""
+
+
 def table(rows: list[Row], total: Row, command: str) -> str:
     """The results as Markdown: ratios are time of the original over time of the other, above 1 it is faster."""
     others = list(rows[0].get("others", {}))
     hand = any("handwritten" in row for row in rows)
     two = any("two_threads" in row for row in rows)
-    columns = ["file", "sites rewritten", "original, ms", "A/A", "optimized", "difference"]
+    columns = ["file", "sites rewritten", "MACs", "memory", "original, ms", "A/A", "optimized", "difference"]
     columns += ["2 threads"] * two + others + ["by hand", "optimized / by hand"] * hand
-    lines = [f"`{command}`: time of the original over time of the result, ONNX Runtime, 1 thread.", ""]
+    lines = [
+        f"`{command}`: time of the original over time of the result, ONNX Runtime, 1 thread. MACs and memory of a run are "
+        "those of the result over those of the original.",
+        "",
+    ]
     lines += ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
     for row in rows:
         control = row["control"]
         cells = [row["file"].removesuffix(".onnx"), f"{row['rewritten']} of {row['sites']}"]
+        cells += [fraction(row["macs"]), fraction(row["run_bytes"])]
         cells += [f"{row['milliseconds']:.1f}", f"{control['ratio']:.3f} ± {control['half_width']:.3f}"]
         optimized = cell_text(row["optimized"])
         cells += [f"**{optimized}** (slower)" if row["slower"] else optimized]
@@ -268,7 +289,8 @@ def run(folder: Path, args: argparse.Namespace) -> list[Row]:
     with OtherOptimizers() if args.others else nullcontext() as others:
         benchmark = Benchmark(folder, args, others)
         for file in files:
-            row = benchmark.measure(file, {name: shape for name, (_, shape) in manifest[file]["inputs"].items()})
+            shapes = {name: shape for name, (_, shape) in manifest[file]["inputs"].items()}
+            row = benchmark.measure(file, shapes, manifest[file].get("allow", ()))
             rows.append(row)
             print(
                 f"{file:48} optimized {cell_text(row['optimized']):18} A/A {row['control']['ratio']:.3f}"

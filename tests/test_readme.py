@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import include_results
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -63,10 +65,15 @@ def test_python_examples_run(checkout):
 
 
 def test_tables_are_those_of_the_results():
-    for name, block in re.findall(r"<!-- (benchmarks/results/\S+) -->\n(.*?)<!-- end -->", README, re.DOTALL):
-        assert block == (ROOT / name).read_text(), f"README's copy of {name} is out of date"
+    for page in include_results.pages():
+        text = page.read_text()
+        assert include_results.included(text) == text, (
+            f"{page.name} is out of date: python benchmarks/include_results.py"
+        )
+    assert include_results.BLOCK.search(README)
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+    for page in include_results.pages():
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
