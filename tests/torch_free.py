@@ -3,8 +3,8 @@
     python tests/torch_free.py [VERSION...]
 
 Makes a virtual environment per interpreter under build/pythons, installs the package with its test extra and without
-torch, checks that torch is really absent, and runs the tests; those that need torch are skipped with the reason. The kernels and
-the plugin, which are C++ and the same for every Python, are left to `make test`.
+torch, checks that torch is really absent, and runs the tests; those that need torch are skipped with the reason. The kernels
+and the plugin, which are C++ and the same for every Python, are left to `make test`.
 Interpreters that are not found are listed as not run. Exit 1 if a run fails or none was possible.
 """
 

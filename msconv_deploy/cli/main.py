@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from msconv_deploy import __version__
-from msconv_deploy.cli import convert, diff, doctor, export, inspect, optimize, validate
+from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
 from msconv_deploy.errors import ExitCode, MsconvError
 
 # Typer brings its own copy of click from some version on; its exceptions are reached through the names it exports.
@@ -24,8 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (export, inspect, optimize, convert, validate, diff, doctor):
+for verb in (export, inspect, optimize, convert, validate, diff, serve, package, doctor):
     app.command(name=verb.__name__.rpartition(".")[2])(verb.command)
+app.add_typer(engine.app, name="engine")
+app.add_typer(plugin.app, name="plugin")
 
 
 def _print_version(wanted: bool) -> None:

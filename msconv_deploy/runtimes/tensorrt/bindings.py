@@ -75,7 +75,8 @@ def import_bindings() -> ModuleType:
             continue
         except (ImportError, OSError) as error:  # its libraries: not found, or not loadable
             raise NotAvailableError(
-                f"the package {name} is there, but its libraries are not: {error}. Add TensorRT's lib folder to "
+                f"the package {name} is there, but does not load: {error}. It must be built for this Python "
+                f"({sys.version_info.major}.{sys.version_info.minor}); if libraries are missing, add TensorRT's lib folder to "
                 "LD_LIBRARY_PATH, or set TENSORRT_ROOT to the folder above it"
             ) from None
         sys.modules.setdefault(_MODULES[0], module)  # the name that other tools import

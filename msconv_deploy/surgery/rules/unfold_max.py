@@ -4,7 +4,7 @@
 
 for ReduceMax and ReduceMean, in one or in several steps, over all taps and nothing else. Windows hold zeros outside the image,
 where MaxPool alone would see minus infinity: so a Pad with zeros stays in front of an unpadded MaxPool. AveragePool counts its
-padding as zeros (``count_include_pad``); as pooling refuses padding as wide as its kernel, that stays a Pad too.
+padding as zeros (``count_include_pad``) where it is the same on both sides and narrower than the kernel, else it is a Pad too.
 
 Valid for float32 and float16 with the channels kept; a mean over dilated windows from opset 19, which gave AveragePool its
 dilations. Saves the windows, kh*kw times as large as the image at stride 1.
@@ -96,7 +96,9 @@ def rewrite(builder: GraphBuilder, found: Match) -> None:
     writer = WindowWriter(builder, windows, pooled=True)
     x = writer.source()
     attributes: dict[str, Any] = dict(windows.pool_attributes())
-    within = all(max(a.pad_before, a.pad_after) < a.kernel for a in windows.axes)
+    # A mean may count zeros around the image itself; ONNX Runtime 1.23 does so rightly only where there are as many behind as
+    # before, and no version where they are as many as the kernel has taps.
+    within = all(a.pad_before == a.pad_after < a.kernel for a in windows.axes)
     if found.node.op == "ReduceMax" or not within:
         x = builder.pad(x, "constant", len(windows.spatial) + 2, windows.pads_by_axis)
     elif windows.padded:

@@ -18,7 +18,12 @@ from tests.ops.test_lowerings import two_layers
 from tests.runtimes.tensorrt.fakes import H200, fake_module
 
 ROOT = Path(__file__).parents[3]
-COMPLETE = [p.parent for p in sorted((places.CACHE / "tensorrt").expanduser().glob("*/complete"))]
+THIS_PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+COMPLETE = [  # those whose bindings are for this Python
+    p.parent
+    for p in sorted((places.CACHE / "tensorrt").expanduser().glob("*/complete"))
+    if any(f"Tag: {THIS_PYTHON}-" in wheel.read_text() for wheel in p.parent.glob("python/*.dist-info/WHEEL"))
+]
 PLUGINS = sorted((ROOT / "build" / "plugins").glob(environment.PLUGIN_PATTERN))
 
 
@@ -62,7 +67,8 @@ def test_a_package_without_its_libraries(tmp_path, monkeypatch, has_gpu):
     monkeypatch.setattr(bindings, "_MODULES", (package(tmp_path, f"raise ImportError({reason!r})"),))
     monkeypatch.syspath_prepend(tmp_path)
     text = missing()
-    assert f"is there, but its libraries are not: {reason}. Add TensorRT's lib folder to LD_LIBRARY_PATH" in text
+    assert f"is there, but does not load: {reason}. It must be built for this Python" in text
+    assert "add TensorRT's lib folder to LD_LIBRARY_PATH" in text
     assert "no NVIDIA GPU" not in text
 
 

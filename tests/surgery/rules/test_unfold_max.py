@@ -87,7 +87,8 @@ def test_random_geometry(op, geometry):
     model = net_of(op, (2, 2, *extents), geometry).model()
     counts = windows_of(np.zeros((1, 1, *extents)), *geometry).shape[2 + len(extents) :]
     result = optimized(model)
-    if any(k > 1 and n > 1 for k, n in zip(geometry[0], counts, strict=True)):
+    sliding = [n for k, n in zip(geometry[0], counts, strict=True) if k > 1]
+    if sliding and min(sliding) > 1:  # a single window is the axis itself
         assert rewritten(result, ID) == 1, reasons(result)
         against(model, lambda x: expected(op, x, geometry), ID)
 
@@ -99,7 +100,7 @@ def test_opsets_and_dynamic_extents(op, opset):
     net = net_of(op, ("N", 3, "H", "W"), geometry, opset)
     sizes = [{"N": 2, "H": 7, "W": 6}, {"N": 1, "H": 2, "W": 1}, {"N": 3, "H": 4, "W": 9}]
     result = against(net.model(), lambda x: expected(op, x, geometry), ID, sizes)
-    assert operators(result) == (["Pad"] if op == "ReduceMax" else []) + [POOLS[op]]
+    assert operators(result) == ["Pad", POOLS[op]]  # as many zeros behind as before would need no Pad for a mean
 
 
 def test_a_maximum_of_negative_numbers_sees_the_padding():
