@@ -1,0 +1,229 @@
+"""The protocol over gRPC, on the generated stubs of ``tritonclient``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError, Message
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from msconv_deploy.serving.access_log import Call, current_call
+from msconv_deploy.serving.errors import InvalidRequestError, RequestError
+from msconv_deploy.serving.model import VERSION, Arrays, Model, Tensor
+from msconv_deploy.serving.protocol import (
+    InferRequest,
+    Wish,
+    array_from_bytes,
+    check_complete,
+    check_parameters,
+    check_shape,
+    check_timeout,
+    find_input,
+    to_bytes,
+)
+from msconv_deploy.serving.service import Service
+
+logger = logging.getLogger(__name__)
+
+_MAX_DETAILS = 2000  # they travel as a header
+_PREFIX = "/inference.GRPCInferenceService/"
+
+
+def make_server(service: Service) -> grpc.aio.Server:
+    """A server without ports, not started; the limit of the size is kept before a message is parsed."""
+    options = [
+        ("grpc.max_receive_message_length", service.limits.max_body),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # a port in use is an error, not shared
+    ]
+    server = grpc.aio.server(interceptors=[_Recorded(service)], options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(service), server)
+    return server
+
+
+class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """What is not defined here is UNIMPLEMENTED."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def ServerLive(self, request: Any, context: Any) -> Message:  # noqa: N802  (the protocol's names)
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Message:  # noqa: N802
+        return pb.ServerReadyResponse(ready=self.service.ready)
+
+    async def ModelReady(self, request: Any, context: Any) -> Message:  # noqa: N802
+        self.service.check_model(request.name, request.version)
+        return pb.ModelReadyResponse(ready=self.service.ready)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Message:  # noqa: N802
+        return ParseDict(self.service.server_metadata(), pb.ServerMetadataResponse())
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Message:  # noqa: N802
+        self.service.check_model(request.name, request.version)
+        return ParseDict(self.service.model_metadata(), pb.ModelMetadataResponse())
+
+    async def ModelConfig(self, request: Any, context: Any) -> Message:  # noqa: N802
+        self.service.check_model(request.name, request.version)
+        return ParseDict({"config": self.service.model_config()}, pb.ModelConfigResponse())
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Message:  # noqa: N802
+        if request.name:
+            self.service.check_model(request.name, request.version)
+        return ParseDict(self.service.model_statistics(), pb.ModelStatisticsResponse())
+
+    async def ModelInfer(self, request: Any, context: Any) -> Message:  # noqa: N802
+        call = current_call.get()
+        call.infer, call.bytes_in, call.request_id = True, request.ByteSize(), request.id
+        with self.service.accept(request.model_name, request.model_version):
+            decoded = decode(request, self.service.model)
+            call.outcome = await self.service.submit(
+                decoded, call
+            )  # a client that has gone cancels this task, and so it
+            answer = encode(self.service.model, decoded, call.outcome.arrays)
+            call.bytes_out = answer.ByteSize()
+            return answer
+
+
+_IMPLEMENTED = {_PREFIX + name for name in vars(_Servicer) if not name.startswith("_")}
+
+
+class _Recorded(grpc.aio.ServerInterceptor):
+    """Gives every request its :class:`Call`, turns errors into status codes, and refuses what is not a message."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._handlers: dict[str, Any] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        if details.method not in _IMPLEMENTED:
+            return None
+        if details.method not in self._handlers:
+            self._handlers[details.method] = self._wrapped(details.method, await continuation(details))
+        return self._handlers[details.method]
+
+    def _wrapped(self, method: str, handler: Any) -> Any:
+        service, name = self.service, method.removeprefix(_PREFIX)
+
+        def parse(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError as error:
+                return error
+
+        async def behave(request: Any, context: Any) -> Any:
+            call = Call("grpc", context.peer(), name, status="CANCELLED", infer=name == "ModelInfer")
+            current_call.set(call)
+            try:
+                if isinstance(request, DecodeError):
+                    raise InvalidRequestError(f"the message is not a {name} request: {request}")
+                answer = await handler.unary_unary(request, context)
+                call.status = "OK"
+                return answer
+            except RequestError as error:
+                await _abort(context, call, error.grpc, str(error), error.retry_after)
+            except asyncio.CancelledError:
+                call.error = "the client cancelled, or closed the connection"
+                raise
+            except Exception as error:
+                logger.error("%s failed", name, exc_info=error)
+                await _abort(context, call, "INTERNAL", f"internal error: {type(error).__name__}", None)
+            finally:
+                service.finished(call)
+
+        return grpc.unary_unary_rpc_method_handler(behave, parse, handler.response_serializer)
+
+
+async def _abort(context: Any, call: Call, code: str, message: str, retry_after: int | None) -> None:
+    call.status, call.error = code, message
+    metadata = () if retry_after is None else (("retry-after", str(retry_after)),)
+    await context.abort(grpc.StatusCode[code], message[:_MAX_DETAILS], metadata)
+
+
+# -- messages --------------------------------------------------------------------------------------------------------
+
+# datatype -> field of InferTensorContents; FP16 has none
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+
+def decode(request: Any, model: Model) -> InferRequest:
+    """Read a ``ModelInferRequest``.
+
+    Raises:
+        InvalidRequestError: it does not fit the model.
+    """
+    for entry in request.inputs:
+        check_parameters(f"input {_name(entry)}", entry.parameters)
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequestError(
+            f"expected {len(request.inputs)} entries in raw_input_contents, one for each input, got {len(raw)}"
+        )
+    feeds: Arrays = {}
+    for index, entry in enumerate(request.inputs):
+        tensor = find_input(model, entry.name, feeds)
+        shape = check_shape(entry.name, list(entry.shape))
+        tensor.check(entry.datatype[:20], shape)
+        if raw:
+            feeds[tensor.name] = array_from_bytes(raw[index], tensor, shape)
+        else:
+            feeds[tensor.name] = _array_from_contents(entry.contents, tensor, shape)
+    wishes = [Wish(entry.name, True) for entry in request.outputs] or [Wish(t.name, True) for t in model.outputs]
+    for entry in request.outputs:
+        check_parameters(f"output {_name(entry)}", entry.parameters)
+    check_complete(model, feeds, wishes)
+    timeout = request.parameters["timeout"].int64_param if "timeout" in request.parameters else None
+    return InferRequest(feeds, wishes, request.id, check_timeout(timeout))
+
+
+def _name(entry: Any) -> str:
+    return repr(entry.name[:80])
+
+
+def _array_from_contents(contents: Any, tensor: Tensor, shape: list[int]) -> np.ndarray:
+    where = f"input {tensor.name!r}"
+    if tensor.datatype not in _CONTENTS:
+        raise InvalidRequestError(f"{where}: {tensor.datatype} has no typed contents: send raw_input_contents")
+    field = _CONTENTS[tensor.datatype]
+    found = np.array(getattr(contents, field), np.float64 if tensor.dtype.kind == "f" else None)
+    if found.size != np.prod(shape, dtype=object):
+        raise InvalidRequestError(
+            f"{where}: expected {np.prod(shape, dtype=object)} numbers in contents.{field} for shape {shape}, got {found.size}"
+        )
+    array = found.astype(tensor.dtype)
+    if tensor.dtype.kind in "iu" and not np.array_equal(array, found):
+        raise InvalidRequestError(f"{where}: contents hold numbers beyond the range of {tensor.datatype}")
+    return array.reshape(shape)
+
+
+def encode(model: Model, request: InferRequest, results: Arrays) -> Any:
+    """The ``ModelInferResponse``, with raw contents."""
+    answer = pb.ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id)
+    datatypes = {tensor.name: tensor.datatype for tensor in model.outputs}
+    for wish in request.wishes:
+        array = results[wish.name]
+        answer.outputs.add(name=wish.name, datatype=datatypes[wish.name], shape=array.shape)
+        answer.raw_output_contents.append(to_bytes(array))
+    return answer
