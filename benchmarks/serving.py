@@ -284,6 +284,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
     middle = np.array([row["p50"] for row in rows])
     spread = [middle - [row["p5"] for row in rows], np.array([row["p90"] for row in rows]) - middle]
     left.barh(places, middle, xerr=spread, color="tab:blue", error_kw={"elinewidth": 0.8, "capsize": 2})
+    left.set_xscale("log")
     left.set_yticks(places, [row["way"] for row in rows])
     left.set_xlabel("ms for one 64x64 image: median, 5th and 90th percentile")
     if rates := content["throughput"]:

@@ -131,23 +131,27 @@ class _Recorded(grpc.aio.ServerInterceptor):
                 call.status = "OK"
                 return answer
             except RequestError as error:
-                await _abort(context, call, error.grpc, str(error), error.retry_after)
+                _refuse(context, call, error.grpc, str(error), error.retry_after)
             except asyncio.CancelledError:
                 call.error = "the client cancelled, or closed the connection"
                 raise
             except Exception as error:
                 logger.error("%s failed", name, exc_info=error)
-                await _abort(context, call, "INTERNAL", f"internal error: {type(error).__name__}", None)
+                _refuse(context, call, "INTERNAL", f"internal error: {type(error).__name__}")
             finally:
                 service.finished(call)
+            return None  # is not sent where the status is not OK
 
         return grpc.unary_unary_rpc_method_handler(behave, parse, handler.response_serializer)
 
 
-async def _abort(context: Any, call: Call, code: str, message: str, retry_after: int | None) -> None:
+def _refuse(context: Any, call: Call, code: str, message: str, retry_after: int | None = None) -> None:
+    """Answer with a status. Not with ``abort``: its exception keeps the request alive, in a cycle, until it is collected."""
     call.status, call.error = code, message
-    metadata = () if retry_after is None else (("retry-after", str(retry_after)),)
-    await context.abort(grpc.StatusCode[code], message[:_MAX_DETAILS], metadata)
+    context.set_code(grpc.StatusCode[code])
+    context.set_details(message[:_MAX_DETAILS])
+    if retry_after is not None:
+        context.set_trailing_metadata((("retry-after", str(retry_after)),))
 
 
 # -- messages --------------------------------------------------------------------------------------------------------
