@@ -73,11 +73,12 @@ train: $(BIN)/.installed-test ## train the reference model and its baselines ane
 minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew
 	$(BIN)/python models/minimal/network.py
 
-bench: $(BIN)/.installed-bench ## speed of optimized models and of the optimizer itself (about 45 minutes)
+bench: $(BIN)/.installed-bench ## speed of optimized models, of the optimizer itself, of operators and of serving (about an hour)
 	$(BIN)/python benchmarks/speed.py --others
 	if [ -f $(ZOO)/manifest.json ]; then $(BIN)/python benchmarks/speed.py $(ZOO) --others; fi
 	$(BIN)/python benchmarks/large_graph.py --sizes
 	$(BIN)/python benchmarks/operators.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/include_results.py
 
 # On the GPU machine's own Python where this checkout has no .venv: nothing is installed and no network is used.
