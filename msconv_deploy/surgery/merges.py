@@ -31,7 +31,7 @@ a convolution, do not cancel. (5x5 to one channel behind 5x5: estimated 1.06, me
 def merge_pass(model: onnx.ModelProto, folder: Path, decide: Decider, shapes: InputShapes) -> PassResult:
     """Apply the rule once at every pair."""
     result = PassResult(model)
-    if sum(node.op_type == "Conv" for node in model.graph.node) < 2:
+    if not _has_pairs(model.graph):
         return result
     editable = EditableModel(model, folder, default_opset(model))
     symbols = Symbols(editable.inferred)
@@ -66,6 +66,18 @@ def merge_pass(model: onnx.ModelProto, folder: Path, decide: Decider, shapes: In
     if merged:
         result.model = editable.export()
     return result
+
+
+def _has_pairs(graph: onnx.GraphProto) -> bool:
+    """Does some convolution read another's result, with nothing that computes between? Before anything is imported."""
+    above = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        found = above.get(node.input[0]) if node.op_type == "Conv" and node.input else None
+        while found is not None and found.op_type in ("Identity", "Pad") and found.input:
+            found = above.get(found.input[0])
+        if found is not None and found.op_type == "Conv":
+            return True
+    return False
 
 
 def _candidate(editable: EditableModel, estimator: Estimator, found: Match) -> Candidate | Refusal:
