@@ -48,7 +48,7 @@ class Service:
     def __init__(self, model: Model, limits: Limits) -> None:
         self.model, self.limits = model, limits
         self.statistics = Statistics()
-        self.batcher = Batcher(model, limits.max_batch, limits.max_delay, self._ran)
+        self.batcher = Batcher(model, limits.max_batch, limits.max_delay, self._ran, lambda: self.unanswered == 1)
         self.metrics = Metrics(model.name, lambda: self.batcher.length, lambda: self.unanswered)
         self.unanswered = 0
         self.ready = False

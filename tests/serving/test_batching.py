@@ -12,7 +12,7 @@ pytest.importorskip("uvicorn", reason="serving needs its packages: pip install '
 from onnx import TensorProto, helper
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.serving.batching import Batcher
+from msconv_deploy.serving.batching import SHORT, Batcher
 from msconv_deploy.serving.errors import RunFailedError
 from msconv_deploy.serving.gain import Gain
 from msconv_deploy.serving.model import Model
@@ -140,6 +140,44 @@ def test_a_full_batch_does_not_wait_for_its_delay():
         return waiting.result().arrays["y"].shape
 
     assert asyncio.run(main()) == (1, 4)
+
+
+def runs_on_event_loop(seconds, lone, together):
+    """Whether each run of the model was on the event loop, and its rows.
+
+    Args:
+        seconds: what each run takes.
+        together: requests that are submitted at once, for each step; a step ends when all are answered.
+    """
+
+    class Watched(Recorder):
+        def run(self, feeds, outputs, run=None):
+            time.sleep(next(times))
+            places.append((threading.get_ident() == loop_thread, len(feeds["x"])))
+            return super().run(feeds, outputs, run)
+
+    times, places, loop_thread = iter(seconds), [], threading.get_ident()
+
+    async def main():
+        batcher = Batcher(Watched(), 8, 0.0, lone=lambda: lone)
+        for count in together:
+            await asyncio.gather(*(batcher.submit(x(1, 4), ["y"]) for _ in range(count)))
+        await batcher.stop()
+
+    asyncio.run(main())
+    return places
+
+
+def test_a_lone_request_stays_on_the_event_loop_once_its_run_is_known_to_be_short():
+    away, here = (False, 1), (True, 1)
+    assert runs_on_event_loop([0, 0, 0], True, [1, 1, 1]) == [away, here, here]
+    assert runs_on_event_loop([0, 0], False, [1, 1]) == [away, away]
+    assert runs_on_event_loop([2 * SHORT] * 2, True, [1, 1]) == [away, away]
+    assert runs_on_event_loop([0, 2 * SHORT, 0, 0], True, [1, 1, 1, 1]) == [away, here, away, here]
+
+
+def test_short_requests_that_come_together_are_joined():
+    assert runs_on_event_loop([0, 0], True, [1, 4]) == [(False, 1), (False, 4)]
 
 
 @pytest.mark.parametrize("slower", [False, True])

@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.serving.access_log import LOGGER
+from msconv_deploy.serving.batching import SHORT
 from msconv_deploy.serving.errors import RunFailedError
 from msconv_deploy.serving.model import Model
 from msconv_deploy.serving.protocol import MAX_JSON_BYTES
@@ -38,7 +39,7 @@ MAX_BODY = 1 << 20
 
 
 class GatedModel(Model):
-    """Its runs wait while the gate is closed."""
+    """Its runs wait while the gate is closed, and are never so short that they stay on the event loop."""
 
     def __init__(self, path):
         super().__init__(path, "gated", threads=1)
@@ -51,6 +52,7 @@ class GatedModel(Model):
             return super().run(feeds, outputs, run)
         self.runs += 1
         assert self.gate.wait(30)
+        time.sleep(SHORT)
         if run is not None and run.options.terminate:
             raise RunFailedError("stopped")
         return super().run(feeds, outputs, run)
