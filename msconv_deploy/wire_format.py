@@ -128,7 +128,8 @@ def _tensor_with_reference(file: BinaryIO, start: int, end: int, file_name: str,
     tensor.ParseFromString(bytes(small))
     if raw is not None:
         refer_inline(tensor, file_name, *raw)
-    return tensor.SerializeToString()
+    data: bytes = tensor.SerializeToString()
+    return data
 
 
 def refer_inline(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:

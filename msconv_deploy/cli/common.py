@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from msconv_deploy.cli.terminal import PrintableFormatter, make_console, printable
+
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write the report as JSON to FILE.", dir_okay=False),
@@ -62,19 +64,21 @@ class FormChoice(str, Enum):
 def start(quiet: bool, verbose: int) -> None:
     """Configure logging for this run. Library code only ever logs; nothing is configured on import."""
     level = logging.ERROR if quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 @contextmanager
 def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
     """Yield a function that shows the present step: a spinner with the time on a terminal, plain lines elsewhere."""
-    from rich.console import Console
+    from rich.markup import escape
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if quiet:
         yield lambda step: None
     elif console.is_terminal:
         with console.status("") as status:
-            yield lambda step: status.update(step)
+            yield lambda step: status.update(escape(printable(step)))
     else:
-        yield lambda step: console.print(step, highlight=False, soft_wrap=True)
+        yield lambda step: console.print(step, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, FormChoice, JsonOption, QuietOption, SeedOption, VerboseOption, start
+from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.files import check_writable, sha256_of
 
@@ -60,9 +61,9 @@ def command(
         report.write(json, force)
     if not quiet:
         ir = "" if source.ir_version == converted.ir_version else f", IR version raised to {converted.ir_version}"
-        typer.echo(
+        say(
             f"{output}: {before.value} -> {form.value} form, {report.layers} MSConv2d layers, "
             f"{report.nodes_before} -> {report.nodes_after} nodes{ir}"
         )
         if form is FormChoice.portable:
-            typer.echo(f"compare it with its origin: msconv validate {output} --reference {model}")
+            say(f"compare it with its origin: msconv validate {output} --reference {model}")

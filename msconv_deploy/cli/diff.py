@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, start
-from msconv_deploy.cli.site_tables import make_console
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:

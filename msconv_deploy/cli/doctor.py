@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, start
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import ExitCode
 from msconv_deploy.files import check_writable
 
@@ -33,11 +34,10 @@ def command(
 
 
 def _print(report: DoctorReport, quiet: bool) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console(width=None if Console().is_terminal else 160, highlight=False)
+    console = make_console()
     if not quiet:
         table = Table(
             title=f"msconv-deploy {report.tool_version}, Python {report.versions['python']}", title_justify="left"

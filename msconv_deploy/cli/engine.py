@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, PluginOption, QuietOption, VerboseOption, start
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
@@ -167,9 +168,7 @@ def parse_bytes(text: str) -> int:
 @contextmanager
 def _build_progress(quiet: bool) -> Iterator[ProgressCallback | None]:
     """Bars for the builder's phases on a terminal, one line for each outermost phase elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if quiet:
         yield None
     elif console.is_terminal:
@@ -182,7 +181,7 @@ def _build_progress(quiet: bool) -> Iterator[ProgressCallback | None]:
 
         def say(step: BuildStep) -> None:
             if step.parent is None and step.step == 0 and not step.finished:
-                console.print(step.phase, highlight=False, soft_wrap=True)
+                console.print(step.phase, markup=False, soft_wrap=True)
 
         yield say
 
@@ -211,7 +210,7 @@ class _Bars:
 def _print_build(report: EngineReport, quiet: bool) -> None:
     from msconv_deploy.runtimes.tensorrt.inspect import precisions
 
-    console = _console()
+    console = make_console()
     how = {"built": "built", "cache": "taken from the cache", "up to date": "is up to date already"}[report.source]
     seconds = f" in {report.timings['build']:.1f} s" if report.source == "built" and "build" in report.timings else ""
     console.print(
@@ -229,7 +228,7 @@ def _print_build(report: EngineReport, quiet: bool) -> None:
 
 
 def _print_inspect(report: EngineInspectReport, quiet: bool) -> None:
-    console = _console()
+    console = make_console()
     if not quiet:
         _print_layers(console, report.layers)
         for kind, tensors in (("input", report.inputs), ("output", report.outputs)):
@@ -274,7 +273,3 @@ def _print_check(console: Console, check: PrecisionCheck) -> None:
     console.print(check.reason or f"{asked} computed as asked{plugin}", markup=False, soft_wrap=True)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if Console().is_terminal else 160, highlight=False)

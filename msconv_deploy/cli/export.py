@@ -16,6 +16,7 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
@@ -116,7 +117,7 @@ def _print_table(report: ExportReport, output_dir: Path) -> None:
             ", ".join(sidecar.build_checks.values()) or "-",
             _verdict(sidecar.verdict, sidecar.reason),
         )
-    console = Console(width=None if Console().is_terminal else 160)
+    console = make_console()
     console.print(table)
     console.print("largest difference: max|a-b| / max|b| over the outputs and all sizes, b from PyTorch in float64")
 

@@ -17,7 +17,8 @@ from msconv_deploy.cli.common import (
     VerboseOption,
     start,
 )
-from msconv_deploy.cli.site_tables import make_console, print_near_misses, print_sites
+from msconv_deploy.cli.site_tables import print_near_misses, print_sites
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.files import check_writable
 
 

@@ -11,6 +11,7 @@ import typer
 
 from msconv_deploy import __version__
 from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
+from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import ExitCode, MsconvError
 
 # Typer brings its own copy of click from some version on; its exceptions are reached through the names it exports.
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
     except MsconvError as error:
-        typer.echo(f"msconv: {error}", err=True)
+        say(f"msconv: {error}", err=True)
         return int(error.exit_code)
     except typer.Exit as done:
         return done.exit_code
@@ -78,6 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        typer.echo(f"msconv: {error.strerror or error}:{where}", err=True)
+        say(f"msconv: {error.strerror or error}:{where}", err=True)
         return int(ExitCode.BAD_INPUT)
     return int(code or 0)

@@ -20,7 +20,8 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
-from msconv_deploy.cli.site_tables import MAX_ROWS, make_console, print_near_misses, print_sites
+from msconv_deploy.cli.site_tables import MAX_ROWS, print_near_misses, print_sites
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import ExitCode
 
 if TYPE_CHECKING:

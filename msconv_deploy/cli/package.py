@@ -18,6 +18,7 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
+from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import NotAvailableError
 from msconv_deploy.files import check_writable
 
@@ -123,14 +124,14 @@ def _print(report: PackageReport, quiet: bool) -> None:
     if not quiet:
         for kind, tensors in (("input", report.inputs), ("output", report.outputs)):
             for tensor in tensors:
-                typer.echo(f"{kind} {tensor.name}: {tensor.datatype} {tensor.shape}")
+                say(f"{kind} {tensor.name}: {tensor.datatype} {tensor.shape}")
         joined = f"joined up to {report.max_batch_size} samples" if report.max_batch_size else "not joined"
-        typer.echo(f"requests are {joined}; {report.instances} instance{'s' if report.instances > 1 else ''}")
+        say(f"requests are {joined}; {report.instances} instance{'s' if report.instances > 1 else ''}")
         for text in report.checks:
-            typer.echo(f"checked: {text}")
+            say(f"checked: {text}")
         for text in report.notes:
-            typer.echo(f"note: {text}")
-    typer.echo(f"{report.repository}/{report.name}: version {report.version} {report.action}, {report.backend} backend")
+            say(f"note: {text}")
+    say(f"{report.repository}/{report.name}: version {report.version} {report.action}, {report.backend} backend")
     if not quiet:
-        typer.echo(f"start it: {shlex.join(report.launch)}")
-        typer.echo(f"or: docker compose -f {shlex.quote(report.repository + '/compose.yaml')} up   ({report.image})")
+        say(f"start it: {shlex.join(report.launch)}")
+        say(f"or: docker compose -f {shlex.quote(report.repository + '/compose.yaml')} up   ({report.image})")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, progress_line, start
+from msconv_deploy.cli.terminal import say
 from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
@@ -62,11 +63,11 @@ def build(
     if json is not None:
         report.write(json, force)
     if not quiet:
-        typer.echo(
+        say(
             f"{report.library}: {report.library_bytes / 1e6:.1f} MB for TensorRT {report.tensorrt_version.split('.')[0]}, "
             f"compute capabilities {', '.join(report.architectures)}, in {report.timings['build']:.0f} s"
         )
-        typer.echo(f"look into it: msconv plugin check {report.library}")
+        say(f"look into it: msconv plugin check {report.library}")
 
 
 @app.command()
@@ -98,9 +99,9 @@ def check(
 
 def _print(libraries: list[PluginLibrary]) -> None:
     for library in libraries:
-        typer.echo(f"{library.library}, loaded into {library.registry}")
+        say(f"{library.library}, loaded into {library.registry}")
         for creator in library.creators:
             namespace = f", namespace {creator.namespace}" if creator.namespace else ""
-            typer.echo(f"  {creator.name} version {creator.version}{namespace} ({creator.interface})")
+            say(f"  {creator.name} version {creator.version}{namespace} ({creator.interface})")
             for field in creator.fields:
-                typer.echo(f"    {field.name}: {field.type}" + (f"[{field.length}]" if field.length else ""))
+                say(f"    {field.name}: {field.type}" + (f"[{field.length}]" if field.length else ""))

@@ -21,6 +21,7 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import BadInputError, NotAvailableError, OutputsDifferError, UnverifiedError
 from msconv_deploy.files import check_writable, sha256_of
 
@@ -170,9 +171,7 @@ def _report(server: Server, file: Path, optimized: str) -> ServeReport:
 
 
 def _print(report: ServeReport, quiet: bool) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = make_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
 MAX_ROWS = 60
 
 
-def make_console() -> Console:
-    """A console as wide as the terminal; wide enough for tables where there is none."""
-    from rich.console import Console
-
-    return Console(width=None if Console().is_terminal else 160, highlight=False)
-
-
 def print_sites(console: Console, sites: Sequence[SiteReport], decisions: bool) -> None:
     """One row a site.
 

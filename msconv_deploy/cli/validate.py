@@ -18,6 +18,7 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
+from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
@@ -200,9 +201,7 @@ def _exit_code(report: ValidationReport, rtx: bool | None) -> ExitCode:
 
 
 def _print(report: ValidationReport, quiet: bool) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 160, highlight=False)
+    console = make_console()
     if not quiet:
         _print_comparisons(console, report)
         _print_notes(console, report)

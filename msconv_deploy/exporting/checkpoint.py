@@ -50,7 +50,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        state: dict[str, Any] = load_file(path)
+        return state
     except (SafetensorError, ValueError) as error:
         raise BadInputError(f"{path}: not a safetensors file, or truncated ({error})") from error
 

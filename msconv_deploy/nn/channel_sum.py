@@ -19,10 +19,10 @@ from msconv_deploy.nn.geometry import (
     kernel_pair,
     padded,
     tap_slices,
-    tracing,
     window_axes,
 )
 from msconv_deploy.nn.msconv2d import Mode
+from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.configuration import PaddingMode
 from msconv_deploy.ops.conv_matrix import check_extents
 
@@ -91,7 +91,7 @@ class ChannelSumConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         axes = (self.rows, self.columns)
-        if not tracing():
+        if not recording():
             check_image(type(self).__name__, x, self.in_channels, self.weight.dtype)
             check_extents(type(self).__name__, x.shape[2:], axes, self._mode)
         weight = self.weight.flatten(1).t()[:, :, None, None]

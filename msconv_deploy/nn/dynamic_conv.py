@@ -22,10 +22,10 @@ from msconv_deploy.nn.geometry import (
     kernel_pair,
     padded,
     patches,
-    tracing,
     window_axes,
 )
 from msconv_deploy.nn.msconv2d import Mode
+from msconv_deploy.nn.recording import recording, recording_script
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.conv_matrix import check_extents
 
@@ -120,10 +120,10 @@ class DynamicConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not tracing():
+        if not recording():
             self._check(x)
         x = padded(x, (self.rows, self.columns), self._mode)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if torch.compiler.is_exporting() or recording_script():
             windows = patches(x, self.rows, self.columns)
             rows = windows.flatten(0, 2)
             y = self._scanned(rows) if torch.compiler.is_exporting() else self._filtered(rows)
@@ -172,7 +172,7 @@ class DynamicConv2d(nn.Module):
     def _filtered(self, rows: Tensor) -> Tensor:
         """Patches [P, C*kh*kw] -> [P, O]."""
         filters = self.filter_network(rows)
-        if not tracing():
+        if not recording():
             self._check_filters(rows, filters)
         filters = filters.reshape(-1, self.out_channels, self.patch_size)
         y = torch.matmul(filters, rows[:, :, None]).squeeze(-1)
@@ -224,7 +224,8 @@ class DynamicConv2d(nn.Module):
 
         # `scan` wants something to carry along.
         _, y = scan(step, rows.new_zeros(1), full.reshape(-1, chunk, self.patch_size))
-        return y.reshape(-1, self.out_channels)[: rows.shape[0]]
+        kept: Tensor = y.reshape(-1, self.out_channels)[: rows.shape[0]]
+        return kept
 
     def extra_repr(self) -> str:
         geometry = describe(self.rows, self.columns, self._mode)

@@ -18,11 +18,6 @@ Padding = Numbers | str
 """``"same"``, ``"valid"``, one number, one per axis, or all befores and then all afters: top, left, bottom, right."""
 
 
-def tracing() -> bool:
-    """Is this call being recorded? Extents may be symbolic then, and values cannot be looked at."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-
-
 def window_axes(
     operator: str, kernel_shape: Sequence[int], stride: Numbers, padding: Padding, dilation: Numbers
 ) -> tuple[Axis, ...]:

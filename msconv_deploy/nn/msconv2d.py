@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn import operator
 from msconv_deploy.nn.functional import class_membership, msconv2d
+from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.configuration import SOURCE_NAMES, MSConv2dConfig, PaddingMode, PaddingSemantics
 from msconv_deploy.ops.shapes import (
@@ -205,7 +206,7 @@ class MSConv2d(nn.Module):
     ) -> Tensor:
         given = zip(SOURCE_NAMES, (nchw, nch, ncw, nc), strict=True)
         sources = {name: source for name, source in given if source is not None}
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # type: ignore[attr-defined]
+        if not recording():
             self._check(sources)
         if self._single_node:
             return operator.call(self.config, sources, self.weights, self.bias)

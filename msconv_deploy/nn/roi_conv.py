@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.nn.geometry import Numbers, Padding, check_image, checked_mode, tracing, window_axes
+from msconv_deploy.nn.geometry import Numbers, Padding, check_image, checked_mode, window_axes
 from msconv_deploy.nn.msconv2d import Mode
+from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.configuration import PaddingMode
 from msconv_deploy.ops.conv_matrix import check_extents, source_index
@@ -117,7 +118,7 @@ class _Convolution:
             raise BadInputError(
                 f"roi_conv2d: groups is {groups}, which does not divide {weight.shape[0]} output channels"
             )
-        if not tracing():
+        if not recording():
             check_image("roi_conv2d", x, shape[1] * groups, weight.dtype)
             self.outputs = check_extents("roi_conv2d", x.shape[2:], self.axes, self.mode)
 
@@ -126,7 +127,7 @@ class _Convolution:
     def in_box(self, box: Box, name: str) -> Tensor:
         """[N, O, bottom-top, right-left]."""
         _check_integers(box, name, (4,), "top, left, bottom, right")
-        if tracing():
+        if recording():
             top, left, bottom, right = box.long().unbind() if isinstance(box, Tensor) else box
             rows, columns = _span(self.rows, top, bottom, self.x), _span(self.columns, left, right, self.x)
             return self._convolved(self._gathered(rows[:, None], columns))
@@ -144,13 +145,14 @@ class _Convolution:
         _check_integers(corners, "corners", (None, 2), "top, left of each box")
         if len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
             raise BadInputError(f"roi_conv2d: size must be two integers of at least 1, but is {size!r}")
-        if not tracing():
+        if not recording():
             self._check_corners(corners, size)
         corner = corners.long().reshape(-1, 2, 1, 1)  # [B, 2, 1, 1]
         rows = corner[:, 0] * self.rows.stride - self.rows.pad_before + self._steps(self.rows, size[0])[:, None]
         columns = corner[:, 1] * self.columns.stride - self.columns.pad_before + self._steps(self.columns, size[1])
         crops = self._gathered(rows, columns).transpose(1, 2)  # [N, B, C, h, w]
-        return self._convolved(crops.flatten(0, 1)).unflatten(0, (-1, corners.shape[0]))
+        boxes: Tensor = self._convolved(crops.flatten(0, 1)).unflatten(0, (-1, corners.shape[0]))
+        return boxes
 
     def _check_corners(self, corners: Tensor, size: tuple[int, int]) -> None:
         for i, (top, left) in enumerate(corners.tolist()):
@@ -194,7 +196,7 @@ class _Convolution:
             raise BadInputError(
                 f"roi_conv2d: mask must be a bool tensor [H', W'] for all samples, but is {mask.dtype} {list(mask.shape)}"
             )
-        if not tracing() and tuple(mask.shape) != self.outputs:
+        if not recording() and tuple(mask.shape) != self.outputs:
             raise BadInputError(
                 f"roi_conv2d: mask is {list(mask.shape)}, but the output, whose positions it names, is {list(self.outputs)}"
             )
@@ -229,7 +231,7 @@ class _Convolution:
         # A matrix: PyTorch selects its columns several times faster than those of a tensor of three dimensions.
         values = self.x.flatten(2).flatten(0, 1).index_select(1, places.flatten())
         values = values.reshape(*self.x.shape[:2], *places.shape)
-        if in_padding is None or not (tracing() or in_padding.any()):
+        if in_padding is None or not (recording() or in_padding.any()):
             return values
         return values.masked_fill_(in_padding, 0)
 
@@ -240,7 +242,8 @@ def _span(axis: Axis, begin: Any, end: Any, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling() and isinstance(length, Tensor):
         length = length.item()
         torch._check(length >= axis.reach)
-    return begin * axis.stride - axis.pad_before + torch.arange(length, device=x.device)
+    positions: Tensor = begin * axis.stride - axis.pad_before + torch.arange(length, device=x.device)
+    return positions
 
 
 def _check_integers(value: Any, name: str, shape: tuple[int | None, ...], meaning: str) -> None:

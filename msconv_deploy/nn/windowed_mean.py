@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.nn.geometry import tracing
+from msconv_deploy.nn.recording import recording
 
 Ends = Literal["cut", "repeat"]
 _NARROW = (torch.float16, torch.bfloat16)
@@ -43,7 +43,7 @@ def windowed_mean(x: Tensor, index: Tensor, window: int, dim: int = 1, ends: End
     before, after = (window - 1) // 2, window // 2
     index = _between(index.long(), last)
     first, end = _between(index - before, last), _between(index + after, last)
-    count = window if tracing() else min(window, last + 1)
+    count = window if recording() else min(window, last + 1)
     slices = first.unsqueeze(dim) + torch.arange(count, device=x.device).reshape(-1, *[1] * (x.ndim - 1 - dim))
     places = _between(slices, last).expand(*x.shape[:dim], count, *x.shape[dim + 1 :])
     taken = x.gather(dim, places).masked_fill(slices > end.unsqueeze(dim), 0)
@@ -58,7 +58,8 @@ def windowed_mean(x: Tensor, index: Tensor, window: int, dim: int = 1, ends: End
 
 def _between(index: Tensor, last: Any) -> Tensor:
     """Clamped to [0, last], where ``last`` may be symbolic."""
-    return last - (last - index.clamp(min=0)).clamp(min=0)
+    clamped: Tensor = last - (last - index.clamp(min=0)).clamp(min=0)
+    return clamped
 
 
 def _check(x: Tensor, index: Tensor, window: int, dim: int, ends: Ends) -> None:
@@ -72,7 +73,7 @@ def _check(x: Tensor, index: Tensor, window: int, dim: int, ends: Ends) -> None:
         raise BadInputError(f"windowed_mean: index must be integers, but is {index.dtype}: round it as you mean it")
     if not -x.ndim <= dim < x.ndim:
         raise BadInputError(f"windowed_mean: dim {dim} is not a dimension of x {list(x.shape)}")
-    if tracing():
+    if recording():
         return
     kept = [n for i, n in enumerate(x.shape) if i != dim % x.ndim]
     if x.shape[dim] < 1:

@@ -63,7 +63,7 @@ def default_opset(model: onnx.ModelProto) -> int:
     """
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
-            return entry.version
+            return int(entry.version)
     raise BadInputError("the model does not say which opset of the default domain it uses (opset_import is missing)")
 
 

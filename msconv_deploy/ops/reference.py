@@ -101,7 +101,8 @@ def activate(config: MSConv2dConfig, x: Array) -> Array:
         return np.clip(x, first, second)
     decay = np.exp(-np.abs(x))  # never overflows
     sigmoid = np.where(x < 0, decay, 1) / (1 + decay)
-    return sigmoid if config.activation == Activation.SIGMOID else x * sigmoid
+    y: Array = sigmoid if config.activation == Activation.SIGMOID else x * sigmoid
+    return y
 
 
 def _check(
@@ -129,7 +130,8 @@ def _pad(config: MSConv2dConfig, x: Array, pads: dict[int, tuple[int, int]]) -> 
     widths = [pads.get(i, (0, 0)) for i in range(x.ndim)]
     if config.padding_mode == PaddingMode.ZEROS:
         return np.pad(x, widths)
-    return np.pad(x, widths, mode=_NUMPY_PAD_MODE[config.padding_mode])  # type: ignore[call-overload]
+    padded: Array = np.pad(x, widths, mode=_NUMPY_PAD_MODE[config.padding_mode])  # type: ignore[call-overload]
+    return padded
 
 
 def _windows(config: MSConv2dConfig, x: Array, axes: dict[int, Axis]) -> Array:
@@ -150,7 +152,7 @@ def _split_groups(x: Array, axis: int, group: int) -> Array:
 def _correlate(config: MSConv2dConfig, x: Array, w: Array) -> Array:
     """[N, C, H, W] with [O, C/group, kh, kw] -> [N, O, H', W']."""
     taps = _split_groups(_windows(config, x, {2: config.rows, 3: config.columns}), 1, config.group)
-    y = np.einsum("ngcijuv,gocuv->ngoij", taps, _split_groups(w, 0, config.group), optimize=True)
+    y: Array = np.einsum("ngcijuv,gocuv->ngoij", taps, _split_groups(w, 0, config.group), optimize=True)
     return y.reshape(y.shape[0], y.shape[1] * y.shape[2], *y.shape[3:])
 
 
@@ -158,5 +160,5 @@ def _correlate_along(config: MSConv2dConfig, x: Array, w: Array, axis: Axis) -> 
     """[N, C, L] with [O, C/group, k, T] -> [N, O, L', T]. Groups apply in source semantics only."""
     group = 1 if config.tiled else config.group
     taps = _split_groups(_windows(config, x, {2: axis}), 1, group)
-    y = np.einsum("ngclk,gockt->ngolt", taps, _split_groups(w, 0, group), optimize=True)
+    y: Array = np.einsum("ngclk,gockt->ngolt", taps, _split_groups(w, 0, group), optimize=True)
     return y.reshape(y.shape[0], y.shape[1] * y.shape[2], *y.shape[3:])

@@ -63,7 +63,7 @@ def distance_bound(
     terms = first.shape[axis]
     u = (terms + 6) * unit_roundoff(first.dtype)
     norms = np.square(a).sum(axis, keepdims=True) + np.square(b).sum(axis, keepdims=True) + terms * shift**2
-    bound = 4 * u / (1 - u) * norms
+    bound: NDArray[np.float64] = 4 * u / (1 - u) * norms
     if not root:
         return bound
     distance = np.sqrt(np.square(a - b).sum(axis, keepdims=True))

@@ -212,7 +212,8 @@ def _spec(path: Path | str, value: onnx.ValueInfoProto) -> TensorSpec:
 def _dtype(element_type: int) -> np.dtype:
     if element_type == onnx.TensorProto.UNDEFINED:
         return np.dtype(np.float32)
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+    dtype: np.dtype = onnx.helper.tensor_dtype_to_np_dtype(element_type)
+    return dtype
 
 
 # -- error and border propagation ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops.symbolic import Dim, Size, extent
@@ -93,7 +93,8 @@ def sizes_around(size: Size, inputs: Sequence[TensorSpec]) -> list[Size]:
     """
     batch = batch_symbols(inputs)
     sizes = [size]
-    for change in (lambda n: n + 4, lambda n: max(2, n // 2 + 1), lambda n: min(n, 3)):
+    changes: tuple[Callable[[int], int], ...] = (lambda n: n + 4, lambda n: max(2, n // 2 + 1), lambda n: min(n, 3))
+    for change in changes:
         changed = {name: value if name in batch else change(value) for name, value in size.items()}
         if changed not in sizes:
             sizes.append(changed)

@@ -70,6 +70,7 @@ def _changed(array: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     if array.dtype.kind in "iu":
         if array.size == 0 or array.min() == array.max():
             return None
-        return (array.max() + array.min() - array).astype(array.dtype)
+        mirrored: np.ndarray = (array.max() + array.min() - array).astype(array.dtype)
+        return mirrored
     spread = float(np.std(array.astype(np.float64))) or 1.0
     return (array.astype(np.float64) + spread * rng.standard_normal(array.shape)).astype(array.dtype)

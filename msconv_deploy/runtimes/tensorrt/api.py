@@ -98,7 +98,7 @@ class TensorRT:
 
     @property
     def is_rtx(self) -> bool:
-        return self.module.__name__.startswith("tensorrt_rtx")
+        return str(self.module.__name__).startswith("tensorrt_rtx")
 
     @property
     def name(self) -> str:

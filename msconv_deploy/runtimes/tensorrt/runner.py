@@ -36,7 +36,7 @@ def check_available() -> None:
     """Raises:
     NotAvailableError: there is no GPU or no TensorRT; nothing has been built then.
     """
-    _load_cuda_runtime(require().gpu.cuda)
+    load_cuda_runtime(require().gpu.cuda)
 
 
 def version() -> str:
@@ -51,7 +51,7 @@ def make_runner(subject: Path | str, settings: Settings, name: str) -> EngineRun
         BadInputError: the file is no model.
     """
     tensorrt = require()
-    _load_cuda_runtime(tensorrt.gpu.cuda)
+    load_cuda_runtime(tensorrt.gpu.cuda)
     request = EngineRequest(plugins=settings.plugins, cache=ENGINE_CACHE)
     return EngineRunner(read_source(Path(subject), request), tensorrt, name)
 
@@ -97,7 +97,7 @@ class EngineRunner(TrtRunner, PreparedRunner):
         return self._built
 
 
-def _load_cuda_runtime(driver: tuple[int, int]) -> None:
+def load_cuda_runtime(driver: tuple[int, int]) -> None:
     """Let Polygraphy load libcudart. It knows LD_LIBRARY_PATH and some fixed folders, not where pip puts that of CUDA 13.
 
     Args:

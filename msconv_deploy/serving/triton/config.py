@@ -119,12 +119,12 @@ def _add_warmup(config: pb.ModelConfig, settings: ModelSettings, batch: int) -> 
 
 
 def _data_type(datatype: str) -> int:
-    return pb.DataType.Value(f"TYPE_{datatype}")
+    return int(pb.DataType.Value(f"TYPE_{datatype}"))
 
 
 def config_text(config: pb.ModelConfig) -> str:
     """The content of ``config.pbtxt``."""
-    return text_format.MessageToString(config)
+    return str(text_format.MessageToString(config))
 
 
 def read_config(path: Path) -> pb.ModelConfig:

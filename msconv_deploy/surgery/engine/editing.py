@@ -52,7 +52,8 @@ def constant_values(constant: gs.Constant) -> NDArray[Any]:
 def tensor_values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
     """A tensor as an array of its own."""
     if not uses_external_data(tensor):
-        return numpy_helper.to_array(tensor)
+        values: NDArray[Any] = numpy_helper.to_array(tensor)
+        return values
     file, offset, _ = external_location(tensor, folder)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     count = int(np.prod(tensor.dims, dtype=np.int64))

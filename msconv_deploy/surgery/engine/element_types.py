@@ -37,5 +37,6 @@ def element_type(tensor: gs.Tensor) -> np.dtype | None:
 def _dtype(given: object) -> np.dtype | None:
     """onnx-graphsurgeon keeps types that NumPy lacks by ONNX's numbers."""
     if isinstance(given, int):
-        return onnx.helper.tensor_dtype_to_np_dtype(given)
-    return np.dtype(given)  # type: ignore[call-overload]
+        dtype: np.dtype = onnx.helper.tensor_dtype_to_np_dtype(given)
+        return dtype
+    return np.dtype(given)  # type: ignore[call-overload, no-any-return]

@@ -277,7 +277,7 @@ class Probe:
         """The values of a tensor that depends on constants and shapes only."""
         if id(tensor) in self._values:
             return self._values[id(tensor)]
-        found = self._deeper(self._find_values, tensor)
+        found: NDArray[Any] | None = self._deeper(self._find_values, tensor)
         if found is None or found.size <= _REMEMBERED:
             self._values[id(tensor)] = found
         return found
