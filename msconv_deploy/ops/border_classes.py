@@ -74,13 +74,12 @@ class Axis:
     def always_inside_tap(self) -> int | None:
         """A tap that lies inside the input at every output index whatever the extent, or None.
 
-        With zero padding it is ``t0 = pad_before / dilation``, which must be an integer, under the condition
-        ``pad_before + pad_after <= dilation * (kernel - 1)``: tap ``t0`` then reads position ``j*s``, which is at
-        least 0, and at most ``extent - 1`` because ``j*s <= extent + pad_before + pad_after - reach``.
+        Tap ``t`` reads position ``j*stride - pad_before + t*dilation``. At output 0 that is inside from
+        ``t = ceil(pad_before / dilation)`` on. The last output has ``j*stride <= extent + pad_before + pad_after - reach``,
+        so there it is inside where ``t*dilation + pad_after <= reach - 1``.
         """
-        if self.pad_before % self.dilation or self.pad_before + self.pad_after > self.reach - 1:
-            return None
-        return self.pad_before // self.dilation
+        tap = -(-self.pad_before // self.dilation)
+        return tap if tap * self.dilation + self.pad_after <= self.reach - 1 else None
 
 
 @dataclass(frozen=True)
