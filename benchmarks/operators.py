@@ -35,8 +35,8 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.conditions import conditions, in_words  # noqa: E402
 from msconv_deploy.nn import ChannelSumConv2d, DynamicConv2d, roi_conv2d, windowed_mean  # noqa: E402
-from msconv_deploy.reporting.versions import installed_versions  # noqa: E402
 from tests.nn.memory import expanded, peak_bytes  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -108,6 +108,7 @@ def child(arguments: list[str]) -> None:
 def memory(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for channels in (1, 3, 16):
+        print(f"memory of DynamicConv2d, channels: {channels}", flush=True)
         for train in (False, True):
             found = {}
             for form in FORMS if train else FORMS[:3]:
@@ -218,6 +219,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 def regional(pairs: int, folder: Path) -> list[dict[str, Any]]:
+    print("roi_conv2d", flush=True)
     x = torch.randn(1, 64, 256, 256)
     full, rows = Regional("full").eval(), []
     box = torch.tensor([0, 0, 1, 1])
@@ -245,6 +247,7 @@ def regional(pairs: int, folder: Path) -> list[dict[str, Any]]:
 
 def others(pairs: int) -> list[dict[str, Any]]:
     """ChannelSumConv2d and windowed_mean: time and tensors."""
+    print("ChannelSumConv2d and windowed_mean", flush=True)
     torch.manual_seed(0)
     x = torch.randn(1, 64, 128, 128)
     module = ChannelSumConv2d(64, 3, padding=1, bias=False)
@@ -281,6 +284,8 @@ def processes(used: dict[str, int]) -> str:
 
 def report(content: dict[str, Any]) -> str:
     lines = [
+        f"`{content['command']}`; {in_words(content['conditions'])}",
+        "",
         f"DynamicConv2d, {EXTENT}x{EXTENT} image, 3x3 patches, {OUTPUTS} outputs. Peak MiB of tensors (of the process / with a "
         "fixed mmap threshold); times less tensors than product, than einsum",
         "",
@@ -330,7 +335,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = {
             "command": f"python benchmarks/operators.py --pairs {args.pairs}",
-            "versions": installed_versions(),
+            "conditions": conditions(),
             "memory": memory(Path(folder)),
             "regions": regional(args.pairs, Path(folder)),
             "others": others(args.pairs),

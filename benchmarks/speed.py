@@ -7,8 +7,8 @@ out}). Without it, the representative networks of benchmarks/networks.py are exp
 Multiply-accumulates are counted over run-time shapes; memory is the peak of a run beside the model (benchmarks/peak_memory.py).
 Every other number is a time over a time: pairs of fresh sessions, created in alternating order, runs alternating, the 20th
 percentile of each, the geometric mean over the pairs; A/A is the same measurement of the original against itself. A file whose
-outputs differ by more than 2e-4 fails the run. Writes benchmarks/results/speed_NAME.{json,md,png}; NAME is `networks` or the
-folder's name.
+outputs differ by more than 2e-4 fails the run. Writes benchmarks/results/speed_NAME.{json,md,png} and, with MACs and memory,
+work_NAME.png; NAME is `networks` or the folder's name.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import handwritten  # noqa: E402
+from benchmarks.conditions import conditions, in_words  # noqa: E402
 from benchmarks.other_optimizers import OPTIMIZERS, OtherOptimizers  # noqa: E402
 from benchmarks.peak_memory import run_bytes  # noqa: E402
 from msconv_deploy.model_files import read_model, serialized  # noqa: E402
-from msconv_deploy.reporting.versions import distribution_version, installed_versions  # noqa: E402
+from msconv_deploy.reporting.versions import distribution_version  # noqa: E402
 from msconv_deploy.surgery.choice.timing import Comparison, Feeds, compare, random_feeds, session  # noqa: E402
 from msconv_deploy.surgery.optimize import optimize_model  # noqa: E402
 from msconv_deploy.validation.inputs import Inputs  # noqa: E402
@@ -43,6 +44,8 @@ from msconv_deploy.validation.macs import count_macs  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 TOLERANCE = 2e-4
 SLOWER = 0.97  # a file whose ratio is below this, less the half-width of its A/A control, has become slower
+WORK = {"macs": "MACs", "run_bytes": "memory"}
+MARKERS = {"onnxsim": "x", "onnxslim": "+", "onnxoptimizer": "1", "onnxscript": "2"}
 Row = dict[str, Any]
 
 
@@ -99,8 +102,7 @@ class Benchmark:
             **({"allowed": list(allow)} if allow else {}),
             "control": as_data(control),
             "milliseconds": 1e3 * control.seconds[0],
-            "macs": [self._macs(file, model, feeds) for model in (original, result.model)],
-            "run_bytes": [run_bytes(serialized(model, self.folder), feeds) for model in (original, result.model)],
+            **pairs_of(self._work(file, original, feeds), self._work(file, result.model, feeds)),
         }
         if result.changed:
             row["optimized"] = self._against(original, result.model, feeds, expected)
@@ -109,7 +111,7 @@ class Benchmark:
         if self.args.two_threads and result.changed:
             row["two_threads"] = as_data(self.compare(original, result.model, feeds, threads=2))
         row["slower"] = row["optimized"]["ratio"] < SLOWER - control.half_width
-        self._add_others(row, original, feeds, expected)
+        self._add_others(file, row, original, feeds, expected)
         rewrite = handwritten.rewrite_for(file)
         if rewrite is not None:
             hand = rewrite(onnx.load_model(self.folder / file))
@@ -117,8 +119,12 @@ class Benchmark:
             row["optimized_over_handwritten"] = as_data(self.compare(hand, result.model, feeds))
         return row
 
-    def _macs(self, file: str, model: onnx.ModelProto, feeds: Feeds) -> int:
-        return count_macs(self.folder / file, model, Inputs("feeds", {}, dict(feeds)))
+    def _work(self, file: str, model: onnx.ModelProto, feeds: Feeds) -> Row:
+        """Multiply-accumulates and peak memory of a run."""
+        return {
+            "macs": count_macs(self.folder / file, model, Inputs("feeds", {}, dict(feeds))),
+            "run_bytes": run_bytes(serialized(model, self.folder), feeds),
+        }
 
     def _against(
         self, original: onnx.ModelProto, other: onnx.ModelProto, feeds: Feeds, expected: list[np.ndarray]
@@ -126,7 +132,9 @@ class Benchmark:
         error = difference(expected, outputs(other, self.folder, feeds))
         return as_data(self.compare(original, other, feeds)) | {"difference": error}
 
-    def _add_others(self, row: Row, original: onnx.ModelProto, feeds: Feeds, expected: list[np.ndarray]) -> None:
+    def _add_others(
+        self, file: str, row: Row, original: onnx.ModelProto, feeds: Feeds, expected: list[np.ndarray]
+    ) -> None:
         if self.others is None:
             return
         content, row["others"] = serialized(original, self.folder), {}
@@ -137,13 +145,17 @@ class Benchmark:
                 continue
             try:
                 other = onnx.load_model_from_string(made)
-                row["others"][name] = self._against(original, other, feeds, expected)
+                row["others"][name] = self._against(original, other, feeds, expected) | self._work(file, other, feeds)
             except Exception as error:  # what another optimizer wrote may be no valid model
                 row["others"][name] = {"note": f"failed: ONNX Runtime refuses the result: {error!s:.120}"}
 
 
 def as_data(comparison: Comparison) -> Row:
     return {"ratio": comparison.ratio, "half_width": comparison.half_width}
+
+
+def pairs_of(before: Row, after: Row) -> Row:
+    return {key: [before[key], after[key]] for key in before}
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -168,14 +180,17 @@ def summary(rows: list[Row]) -> Row:
             if "optimized_over_handwritten" in row
         },
     }
+    for key in WORK:
+        made[key] = geometric_mean(work_ratios([row[key] for row in rows]))
     if not made["handwritten"]:
         made["handwritten_skipped"] = "none of these files has one (benchmarks/handwritten.py)"
     if "others" in rows[0]:
-        made["others"] = {name: other_summary([row["others"][name] for row in rows]) for name in OPTIMIZERS}
+        made["others"] = {name: other_summary(rows, name) for name in OPTIMIZERS}
     return made
 
 
-def other_summary(cells: list[Row]) -> Row:
+def other_summary(rows: list[Row], name: str) -> Row:
+    cells = [row["others"][name] for row in rows]
     if all(cell.get("note") == "not installed" for cell in cells):
         return {"note": "not installed"}
     agreeing = [cell["ratio"] for cell in cells if "ratio" in cell and cell["difference"] <= TOLERANCE]
@@ -184,7 +199,18 @@ def other_summary(cells: list[Row]) -> Row:
         "files": len(agreeing),
         "differing": sum("ratio" in cell and not cell["difference"] <= TOLERANCE for cell in cells),
         "failed": sum(cell.get("note", "").startswith("failed") for cell in cells),
+        **{key: geometric_mean(work_ratios([other_work(row, name, key) for row in rows])) for key in WORK},
     }
+
+
+def other_work(row: Row, name: str, key: str) -> list[int | None]:
+    """Before and after of another optimizer whose outputs agree; nothing after otherwise."""
+    cell = row["others"][name]
+    return [row[key][0], cell.get(key) if cell.get("difference", math.inf) <= TOLERANCE else None]
+
+
+def work_ratios(values: Sequence[Sequence[int | None]]) -> list[float]:
+    return [after / before for before, after in values if before and after]
 
 
 def cell_text(cell: Row | None) -> str:
@@ -197,11 +223,11 @@ def cell_text(cell: Row | None) -> str:
 
 
 def fraction(before_and_after: Sequence[int | None]) -> str:
-    before, after = before_and_after
-    return f"{after / before:.2f}" if before and after is not None else ""
+    found = quotient(before_and_after)
+    return "" if math.isnan(found) else f"{found:.2f}"
 
 
-def table(rows: list[Row], total: Row, command: str) -> str:
+def table(rows: list[Row], total: Row, command: str, when: Row) -> str:
     """The results as Markdown: ratios are time of the original over time of the other, above 1 it is faster."""
     others = list(rows[0].get("others", {}))
     hand = any("handwritten" in row for row in rows)
@@ -210,7 +236,7 @@ def table(rows: list[Row], total: Row, command: str) -> str:
     columns += ["2 threads"] * two + others + ["by hand", "optimized / by hand"] * hand
     lines = [
         f"`{command}`: time of the original over time of the result, ONNX Runtime, 1 thread. MACs and memory of a run are "
-        "those of the result over those of the original.",
+        f"those of the result over those of the original. {in_words(when)}",
         "",
     ]
     lines += ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
@@ -232,6 +258,7 @@ def table(rows: list[Row], total: Row, command: str) -> str:
         f"{total['lowest']['ratio']:.2f} ({total['lowest']['file']}), slower: {', '.join(total['slower']) or 'none'};",
         f"- A/A control: geometric mean {total['control_geometric_mean']:.3f}, "
         f"from {total['control_range'][0]:.3f} to {total['control_range'][1]:.3f};",
+        f"- MACs and memory of the result over those of the original: {total['macs']:.2f} and {total['run_bytes']:.2f};",
     ]
     for name, other in total.get("others", {}).items():
         mean = other.get("geometric_mean")
@@ -240,7 +267,7 @@ def table(rows: list[Row], total: Row, command: str) -> str:
         else:
             lines.append(
                 f"- {name}: geometric mean {mean:.3f} over {other['files']} files, failed on {other['failed']}, "
-                f"different outputs on {other['differing']};"
+                f"different outputs on {other['differing']}; MACs {other['macs']:.2f}, memory {other['run_bytes']:.2f};"
             )
     if total["handwritten"]:
         ratios = ", ".join(f"{file} {ratio:.2f}" for file, ratio in total["handwritten"].items())
@@ -265,10 +292,9 @@ def plot(rows: list[Row], total: Row, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.26 * len(rows)), layout="constrained")
     colors = ["tab:red" if row["slower"] else "tab:blue" if row["rewritten"] else "silver" for row in rows]
     axes.barh(places, ratios, color=colors, xerr=ratios * finite, error_kw={"elinewidth": 0.8, "capsize": 2})
-    markers = {"onnxsim": "x", "onnxslim": "+", "onnxoptimizer": "1", "onnxscript": "2"}
     for name in rows[0].get("others", {}):
         cells = [row["others"][name].get("ratio", math.nan) for row in rows]
-        axes.plot(cells, places, markers[name], color="black", markersize=6, label=name)
+        axes.plot(cells, places, MARKERS[name], color="black", markersize=6, label=name)
     if any("handwritten" in row for row in rows):
         cells = [row["handwritten"]["ratio"] if "handwritten" in row else math.nan for row in rows]
         axes.plot(cells, places, "D", color="tab:orange", markersize=5, label="rewrite by hand")
@@ -282,18 +308,50 @@ def plot(rows: list[Row], total: Row, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_work(rows: list[Row], path: Path) -> None:
+    """MACs and peak memory, optimized over original, in the order of the plot of times; the other optimizers as marks."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sorted(rows, key=lambda row: row["optimized"]["ratio"])
+    places = np.arange(len(rows))
+    figure, panels = plt.subplots(
+        1, 2, figsize=(11, 1.6 + 0.26 * len(rows)), sharey=True, layout="constrained", squeeze=False
+    )
+    for axes, (key, words) in zip(panels[0], WORK.items(), strict=True):
+        ratios = [quotient(row[key]) for row in rows]
+        axes.barh(places, ratios, color=["tab:blue" if row["rewritten"] else "silver" for row in rows])
+        for name in rows[0].get("others", {}):
+            cells = [quotient(other_work(row, name, key)) for row in rows]
+            axes.plot(cells, places, MARKERS[name], color="black", markersize=5, label=name)
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlabel(f"{words if key == 'macs' else 'peak memory of a run'}, optimized / original (grey: unchanged)")
+    panels[0][0].set_yticks(places, [row["file"].removesuffix(".onnx") for row in rows], fontsize=8)
+    panels[0][0].set_ylim(-0.7, len(rows) - 0.3)
+    if "others" in rows[0]:
+        panels[0][1].legend(loc="upper right", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def quotient(before_and_after: Sequence[int | None]) -> float:
+    before, after = before_and_after
+    return after / before if before and after is not None else math.nan
+
+
 def run(folder: Path, args: argparse.Namespace) -> list[Row]:
     manifest = json.loads((folder / "manifest.json").read_text())
     files = [file for file in manifest if args.only in file]
     rows = []
     with OtherOptimizers() if args.others else nullcontext() as others:
         benchmark = Benchmark(folder, args, others)
-        for file in files:
+        for index, file in enumerate(files, 1):
             shapes = {name: shape for name, (_, shape) in manifest[file]["inputs"].items()}
             row = benchmark.measure(file, shapes, manifest[file].get("allow", ()))
             rows.append(row)
             print(
-                f"{file:48} optimized {cell_text(row['optimized']):18} A/A {row['control']['ratio']:.3f}"
+                f"[{index}/{len(files)}] {file:48} optimized {cell_text(row['optimized']):18} A/A {row['control']['ratio']:.3f}"
                 + "".join(f"  {name} {cell_text(cell)}" for name, cell in row.get("others", {}).items())
                 + (f"  by hand {cell_text(row['handwritten'])}" if "handwritten" in row else ""),
                 flush=True,
@@ -314,6 +372,7 @@ def main() -> int:
     parser.add_argument("--two-threads", action="store_true", help="also at 2 threads: reported, not judged")
     parser.add_argument("--name", help="of the results; default: networks, or the folder's name")
     args = parser.parse_args()
+    when = conditions()
     name = args.name or ("networks" if args.folder is None else args.folder.resolve().name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder
@@ -337,14 +396,14 @@ def main() -> int:
     command = " ".join(
         ["python benchmarks/speed.py", *([os.path.relpath(args.folder, ROOT)] if args.folder else []), *options]
     )
-    versions = installed_versions()
-    versions |= {o: v for o in OPTIMIZERS if args.others and (v := distribution_version(o)) is not None}
+    when["versions"] |= {o: v for o in OPTIMIZERS if args.others and (v := distribution_version(o)) is not None}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, "versions": versions, "summary": total, "rows": rows}
+    content = {"command": command, "conditions": when, "summary": total, "rows": rows}
     (RESULTS / f"speed_{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    text = table(rows, total, command)
+    text = table(rows, total, command, when)
     (RESULTS / f"speed_{name}.md").write_text(text)
     plot(rows, total, RESULTS / f"speed_{name}.png")
+    plot_work(rows, RESULTS / f"work_{name}.png")
     print(text.split("\n\n")[-1])
     return 1 if total["differing"] else 0
 

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import handwritten, other_optimizers, speed
+from tests.benchmarks.small_set import spoilt
 from tests.tile_models import tiled_conv
 
 pytest.importorskip("matplotlib")
@@ -40,7 +41,16 @@ def test_a_folder_with_a_manifest(folder, monkeypatch):
     assert row["control"]["ratio"] > 0
     assert "handwritten_skipped" in content["summary"]
     assert "| tiled | 1 of 1 |" in (folder / "results" / "speed_trial.md").read_text()
-    assert (folder / "results" / "speed_trial.png").stat().st_size > 0
+    assert content["conditions"]["date"] in (folder / "results" / "speed_trial.md").read_text()
+    for kind in ("speed", "work"):
+        assert (folder / "results" / f"{kind}_trial.png").stat().st_size > 0
+
+
+def test_a_wrong_model_fails_the_run(folder, monkeypatch):
+    right = speed.optimize_model
+    monkeypatch.setattr(speed, "optimize_model", lambda *a, **k: spoilt(right(*a, **k)))
+    assert run(monkeypatch, folder, str(folder), "--always") == 1
+    assert "differs" in (folder / "results" / "speed_trial.md").read_text()
 
 
 def test_other_optimizers_are_optional(folder, monkeypatch):
@@ -53,6 +63,8 @@ def test_other_optimizers_are_optional(folder, monkeypatch):
     assert others["onnxsim"] == {"note": "not installed"}
     assert others["onnxoptimizer"]["note"].startswith("failed: ONNX Runtime refuses")
     assert others["onnxscript"]["difference"] == 0
+    assert others["onnxscript"]["macs"] == content["rows"][0]["macs"][0]
+    assert content["summary"]["others"]["onnxscript"]["macs"] == 1
     assert content["summary"]["others"]["onnxsim"] == {"note": "not installed"}
     assert content["summary"]["others"]["onnxslim"]["failed"] == 1
 

@@ -159,8 +159,12 @@ class View:
         if len(moving) != 1:
             return None
         at, step, extent = moving[0], digits[0].steps[moving[0]], digits[0].extent
-        start = self.offset[at]
-        if step < 1 or (before and start - step >= 0) or (after and start + step * extent < self.extents[at]):
+        others = [
+            d.steps[at] * (d.extent - 1) for i, axis_digits in enumerate(self.axes) if i != axis for d in axis_digits
+        ]
+        highest = self.offset[at] + sum(max(0, way) for way in others)
+        lowest = self.offset[at] + sum(min(0, way) for way in others)
+        if step < 1 or (before and highest - step >= 0) or (after and lowest + step * extent < self.extents[at]):
             return None
         grown = digits[0].scaled(extent + before + after, 1)
         return self.with_axis(axis, [grown], moved=[-before * s for s in digits[0].steps])
@@ -299,9 +303,10 @@ class Probe:
         rule = _VALUES.get(op)
         if rule is None:
             return None
-        operands = [self.values(t) if t.name or isinstance(t, gs.Constant) else None for t in node.inputs]
-        if operands and operands[0] is None:
-            return None
+        present = [bool(t.name) or isinstance(t, gs.Constant) for t in node.inputs]
+        operands = [self.values(t) if there else None for t, there in zip(node.inputs, present, strict=True)]
+        if any(there and value is None for there, value in zip(present, operands, strict=True)):
+            return None  # not known is not the same as absent
         try:
             return np.asarray(rule(node.attrs, *operands))
         except (ArithmeticError, IndexError, TypeError, ValueError):  # not what exporters write about shapes

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,6 +116,16 @@ def test_a_pad_behind_a_cut_is_none():
     assert view.sliced(0, 1, 4, 2).padded(0, 1, 1).offset == (-1,)
 
 
+def test_a_pad_of_windows_is_none():
+    """A row of zeros beside rows that overlap: one position beyond the source belongs to rows that are inside as well."""
+    windows = View.identity([2, 4]).gathered(1, np.array([[0, 1], [1, 2], [2, 3]]))
+    assert windows.padded(1, 1, 0) is None
+    assert windows.padded(1, 0, 1) is None
+    assert windows.padded(0, 1, 1).shape == (4, 3, 2)
+    apart = View.identity([4]).gathered(0, np.array([[0, 1], [2, 3]]))
+    assert apart.reshaped([2, 2]).padded(0, 1, 1).offset == (-2,)
+
+
 @pytest.mark.parametrize("indices", [[0, 1, 3], [[0, 1], [2, 4]], [3, 2, 0]])
 def test_irregular_indices_are_no_view(indices):
     assert View.identity([8]).gathered(0, np.array(indices)) is None
@@ -123,3 +134,28 @@ def test_irregular_indices_are_no_view(indices):
 def test_indices_outside_do_not_run():
     with pytest.raises(ImpossibleError):
         View.identity([8]).gathered(0, np.array([7, 8]))
+
+
+@pytest.mark.parametrize("op", ["Equal", "Range", "Slice", "Where", "Squeeze", "Gather"])
+def test_an_operand_that_is_not_known_is_not_absent(op):
+    """Values that follow from constants follow from all of them: an operand that a caller gives is none of those."""
+    net = Net(17)
+    known = {
+        "Equal": [net.ints(3), net.ints(3)],
+        "Range": [net.constant(np.array(n)) for n in (0, 3, 1)],
+        "Slice": [net.ints(1, 2, 3), *(net.ints(n) for n in (0, 2, 0, 1))],
+        "Where": [net.constant(np.array([True])), net.ints(1), net.ints(2)],
+        "Squeeze": [net.constant(np.ones((1, 1), np.int64)), net.ints(0)],
+        "Gather": [net.ints(4, 5), net.ints(1)],
+    }[op]
+    results = [net.node(op, *known)]
+    for position in range(len(known)):
+        array = next(t for t in net.initializers if t.name == known[position])
+        given = net.input(*array.dims, dtype=onnx.helper.tensor_dtype_to_np_dtype(array.data_type))
+        results.append(net.node(op, *known[:position], given, *known[position + 1 :]))
+    net.output(*results, rank=1)
+    editable = EditableModel(net.model(), Path(), net.opset)
+    probe = Probe(Symbols(editable.inferred), lambda _: 2)
+    tensors = editable.graph.tensors()
+    assert probe.values(tensors[results[0]]) is not None
+    assert [probe.values(tensors[name]) for name in results[1:]] == [None] * len(known)
