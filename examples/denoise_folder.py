@@ -124,12 +124,19 @@ class Denoiser:
                 reason = f"{error.status()}: {error.message()}"
             except (aiohttp.ClientConnectionError, ConnectionError) as error:
                 reason = str(error)
+            except aiohttp.ClientResponseError:
+                raise BadInputError(
+                    f"{self.url} does not answer in HTTP: is it the port of gRPC (--protocol grpc), or another server's?"
+                ) from None
             except (asyncio.TimeoutError, TimeoutError):
                 reason = f"no answer within {self.timeout:g} s"
             if attempt < self.retries:
                 self.retried += 1
                 await asyncio.sleep(min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0))
-        raise NotAvailableError(f"{self.url}: {reason}; given up after {self.retries + 1} tries")
+        raise NotAvailableError(
+            f"{self.url}: {reason}; given up after {self.retries + 1} tries. Is `msconv serve` or Triton running there, with "
+            f"this port for {'HTTP' if self.module is http_client else 'gRPC'}?"
+        )
 
 
 def _datatype(array: NDArray) -> str:
@@ -172,9 +179,14 @@ async def run(options: argparse.Namespace, console: Console) -> Outcome:
     found = find_frames(options.frames)
     if options.output.resolve() == options.frames.resolve():
         raise BadInputError(f"{options.output}: would replace the frames; name another folder")
-    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{options.output}: cannot be made a folder: {error.strerror or error}") from None
     kept = [] if options.force else [path for path in found if (options.output / path.name).exists()]
-    url = options.url or f"127.0.0.1:{_PORTS[options.protocol]}"
+    url = (options.url or f"127.0.0.1:{_PORTS[options.protocol]}").removeprefix(f"{options.protocol}://").rstrip("/")
+    if "://" in url:
+        raise BadInputError(f"--url {url}: with --protocol {options.protocol}, write host:port alone")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     denoiser = Denoiser(url, options.protocol, options.model, options.timeout, options.retries)
     async with denoiser:

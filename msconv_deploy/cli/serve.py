@@ -34,14 +34,14 @@ _MIB = 1 << 20
 
 
 class ProviderChoice(str, Enum):
-    """Where ONNX Runtime computes."""
+    """Where ONNX Runtime computes. A plan is served by TensorRT."""
 
     cpu = "cpu"
     cuda = "cuda"
 
 
 def command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model to serve.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, or a TensorRT plan (*.plan).")],
     name: Annotated[
         str | None, typer.Option("--name", help="What clients call it; the file's stem by default.")
     ] = None,
@@ -53,7 +53,16 @@ def command(
     optimize: Annotated[
         bool, typer.Option("--optimize", help="Optimize the model first, and serve the result if it is verified.")
     ] = False,
-    provider: Annotated[ProviderChoice, typer.Option("--provider", help="Where to compute.")] = ProviderChoice.cpu,
+    provider: Annotated[
+        ProviderChoice | None,
+        typer.Option("--provider", help="Where ONNX Runtime computes; the CPU by default."),
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--plugin", metavar="LIB.so", help="Library that the plan was built with; default: as its sidecar says."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads within an operator; all cores by default.")
     ] = None,
@@ -69,7 +78,10 @@ def command(
     max_body: Annotated[
         int, typer.Option("--max-body", metavar="MIB", min=1, max=2047, help="Largest request, in MiB.")
     ] = 64,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds for one request.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds for a request; and for one to begin.")
+    ] = 30.0,
+    connections: Annotated[int, typer.Option("--connections", min=1, help="Most connections of HTTP at a time.")] = 512,
     access_log: Annotated[
         Path | None,
         typer.Option("--access-log", metavar="FILE", help="Append the access log to FILE instead of standard error."),
@@ -93,9 +105,10 @@ def command(
     from msconv_deploy.serving.service import Limits
 
     _configure_access_log(access_log, quiet)
-    limits = Limits(max_body * _MIB, timeout, queue, max_batch, max_delay / 1e3)
+    limits = Limits(max_body * _MIB, timeout, queue, max_batch, max_delay / 1e3, connections)
     with _optimized(model, optimize, seed, quiet) as (path, what):
-        loaded = Model(path, name or model.stem, provider.value, threads, seed)
+        chosen = None if provider is None else provider.value
+        loaded = Model(path, name or model.stem, chosen, threads, seed, plugin or [])
         server = Server(loaded, limits, host, port, grpc_port)
 
         def started(server: Server) -> None:
@@ -123,6 +136,12 @@ def _optimized(model: Path, wanted: bool, seed: int, quiet: bool) -> Iterator[tu
     if not wanted:
         yield model, ""
         return
+    from msconv_deploy.serving.tensorrt_plan import is_plan
+
+    if is_plan(model):
+        raise BadInputError(
+            f"--optimize is for ONNX files, and {model} is a plan: optimize the file that it is built from"
+        )
     import tempfile
 
     from msconv_deploy.optimizing import OptimizeOptions, optimize_file
@@ -163,7 +182,7 @@ def _report(server: Server, file: Path, optimized: str) -> ServeReport:
         http=f"{host}:{server.http_port}",
         grpc=f"{host}:{server.grpc_port}",
         pid=os.getpid(),
-        provider=model.provider,
+        provider=model.runtime.provider,
         inputs={tensor.name: tensor.text for tensor in model.inputs},
         outputs={tensor.name: tensor.text for tensor in model.outputs},
         batching=model.batching,

@@ -20,7 +20,7 @@ class ServeReport(Report):
     http: str = Field(description="host and port")
     grpc: str = Field(description="host and port")
     pid: int
-    provider: str
+    provider: str = Field(description="what computes: cpu or cuda (ONNX Runtime), or tensorrt")
     inputs: dict[str, str] = Field(description="name -> datatype and shape")
     outputs: dict[str, str]
     batching: str = Field(description="why requests are not joined; empty: they are")

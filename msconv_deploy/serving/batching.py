@@ -22,7 +22,8 @@ import numpy as np
 
 from msconv_deploy.serving.errors import InvalidRequestError, RequestError, RunFailedError
 from msconv_deploy.serving.gain import Gain
-from msconv_deploy.serving.model import Arrays, Model, Run
+from msconv_deploy.serving.model import Model
+from msconv_deploy.serving.runtime import Arrays, Run
 
 SHORT = 0.001
 """Seconds for which a run may hold up the event loop: no more than reading a larger request does."""

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from msconv_deploy.serving.access_log import Call, current_call
 from msconv_deploy.serving.errors import InvalidRequestError, RequestError
-from msconv_deploy.serving.model import VERSION, Arrays, Model, Tensor
+from msconv_deploy.serving.model import VERSION, Model
 from msconv_deploy.serving.protocol import (
     InferRequest,
     Wish,
@@ -28,17 +28,31 @@ from msconv_deploy.serving.protocol import (
     find_input,
     to_bytes,
 )
+from msconv_deploy.serving.runtime import Arrays, Tensor
 from msconv_deploy.serving.service import Service
 
 logger = logging.getLogger(__name__)
 
 _MAX_DETAILS = 2000  # they travel as a header
+_KEEPALIVE_MS = 30_000  # a peer that has gone without a word is asked, and given up
+_LEAST_PING_MS = 10_000  # clients that ask more often are ended
+_LEAST_STREAMS = 100  # on one connection at a time, as HTTP/2 advises
 _PREFIX = "/inference.GRPCInferenceService/"
 
 
 def make_server(service: Service) -> grpc.aio.Server:
-    """A server without ports, not started; the limit of the size is kept before a message is parsed."""
+    """A server without ports, not started; the limit of the size is kept before a message is parsed.
+
+    A connection on which nothing is asked is ended after the limit of a request, and clients connect again by themselves.
+    """
+    timeout = max(1, round(service.limits.timeout * 1000))  # milliseconds
     options = [
+        ("grpc.server_handshake_timeout_ms", timeout),
+        ("grpc.max_connection_idle_ms", timeout),
+        ("grpc.max_concurrent_streams", max(_LEAST_STREAMS, 2 * service.limits.queue)),  # some more, to be refused
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _LEAST_PING_MS),
         ("grpc.max_receive_message_length", service.limits.max_body),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),  # a port in use is an error, not shared

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from msconv_deploy.errors import BadInputError, NotAvailableError
+from msconv_deploy.errors import BadInputError, MsconvError, NotAvailableError
 from msconv_deploy.model_files import read_model
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.serving.errors import InvalidRequestError, RunFailedError
@@ -89,7 +90,8 @@ class OnnxFile:
         (symbol,) = {tensor.dims[0] for tensor in self.inputs}
         for larger in (False, True):
             for size in default_sizes(self._graph.inputs, larger):
-                yield generate(self._graph.inputs, {**size, str(symbol): rows}, InputOptions(seed=seed)).arrays
+                with suppress(MsconvError):
+                    yield generate(self._graph.inputs, {**size, str(symbol): rows}, InputOptions(seed=seed)).arrays
 
     def tolerance(self, output: str) -> float:
         return self._graph.tolerance(output)
@@ -97,5 +99,7 @@ class OnnxFile:
 
 def _tensor(path: Path, spec: TensorSpec) -> Tensor:
     if spec.dtype not in DATATYPE_NAMES:
-        raise BadInputError(f"{path}: {spec.name} is of type {spec.dtype}, which is not served: cast it inside the model")
+        raise BadInputError(
+            f"{path}: {spec.name} is of type {spec.dtype}, which is not served: cast it inside the model"
+        )
     return Tensor(spec.name, DATATYPE_NAMES[spec.dtype], tuple(spec.dims))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from msconv_deploy.serving.errors import InvalidRequestError, TooLargeError
-from msconv_deploy.serving.model import VERSION, Arrays, Model, Tensor
+from msconv_deploy.serving.model import VERSION, Model
+from msconv_deploy.serving.runtime import Arrays, Tensor
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 16 << 20

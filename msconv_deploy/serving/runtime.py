@@ -141,11 +141,7 @@ class Runtime(Protocol):
         """Why axis 0 of the inputs and outputs is not a batch, by what the model declares; empty if it may be one."""
 
     def samples(self, rows: int, seed: int) -> Iterator[Arrays]:
-        """Random inputs with so many rows, at several sizes: the model may refuse some of them.
-
-        Raises:
-            MsconvError: the next ones cannot be made.
-        """
+        """Random inputs with so many rows, at several sizes; the model may refuse some of them."""
 
     def tolerance(self, output: str) -> float:
         """How far an output may differ from itself by rounding alone, relative to its largest value."""

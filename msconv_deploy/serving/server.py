@@ -14,6 +14,7 @@ import grpc
 import uvicorn
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.serving.connections import bounded_protocol
 from msconv_deploy.serving.grpc import make_server
 from msconv_deploy.serving.http import make_app
 from msconv_deploy.serving.model import Model
@@ -65,8 +66,10 @@ class Server:
             listener.close()
             raise
         grace = math.ceil(self.service.limits.timeout + _ANSWERING)
+        limits = self.service.limits
         config = uvicorn.Config(
             make_app(self.service),
+            http=bounded_protocol(limits.timeout, limits.connections),
             log_config=None,
             access_log=False,
             server_header=False,

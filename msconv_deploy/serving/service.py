@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msconv_deploy import __version__
@@ -15,12 +15,12 @@ from msconv_deploy.serving.access_log import Call
 from msconv_deploy.serving.batching import Batcher, Outcome, RunTimes
 from msconv_deploy.serving.errors import QueueFullError, StoppingError, TimedOutError, UnknownModelError
 from msconv_deploy.serving.metrics import Metrics
-from msconv_deploy.serving.model import VERSION, Model, Tensor
+from msconv_deploy.serving.model import VERSION, Model
 from msconv_deploy.serving.protocol import InferRequest
+from msconv_deploy.serving.runtime import Tensor
 from msconv_deploy.serving.statistics import Statistics
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
-PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Limits:
         queue: requests of both protocols together that are accepted and not yet answered.
         max_batch: samples that are joined in one run.
         max_delay: seconds that a request waits for others to join it.
+        connections: of HTTP, at a time.
     """
 
     max_body: int = 64 << 20
@@ -40,12 +41,16 @@ class Limits:
     queue: int = 128
     max_batch: int = 16
     max_delay: float = 0.0
+    connections: int = 512
 
 
 class Service:
     """One model that answers requests. Lives on one event loop."""
 
     def __init__(self, model: Model, limits: Limits) -> None:
+        most_rows = model.runtime.most_rows
+        if most_rows is not None and most_rows < limits.max_batch:
+            limits = replace(limits, max_batch=most_rows)
         self.model, self.limits = model, limits
         self.statistics = Statistics()
         self.batcher = Batcher(model, limits.max_batch, limits.max_delay, self._ran, lambda: self.unanswered == 1)
@@ -138,7 +143,7 @@ class Service:
         return {
             "name": self.model.name,
             "versions": [VERSION],
-            "platform": PLATFORM,
+            "platform": self.model.runtime.platform,
             "inputs": [described(tensor) for tensor in self.model.inputs],
             "outputs": [described(tensor) for tensor in self.model.outputs],
         }
@@ -156,12 +161,14 @@ class Service:
 
         config: dict[str, Any] = {
             "name": self.model.name,
-            "platform": PLATFORM,
-            "backend": BACKEND,
+            "platform": self.model.runtime.platform,
+            "backend": self.model.runtime.backend,
             "max_batch_size": self.limits.max_batch if batched else 0,
             "input": [described(tensor) for tensor in self.model.inputs],
             "output": [described(tensor) for tensor in self.model.outputs],
-            "instance_group": [{"count": 1, "kind": "KIND_GPU" if self.model.provider == "cuda" else "KIND_CPU"}],
+            "instance_group": [
+                {"count": 1, "kind": "KIND_CPU" if self.model.runtime.provider == "cpu" else "KIND_GPU"}
+            ],
         }
         if batched:
             config["dynamic_batching"] = {"max_queue_delay_microseconds": round(self.limits.max_delay * 1e6)}

@@ -187,6 +187,25 @@ def test_no_server(folder, tmp_path, capfd, protocol):
     assert "given up after 2 tries" in capfd.readouterr().err
 
 
+def test_the_port_of_the_other_protocol(folder, server, tmp_path, capfd):
+    arguments = [str(folder), str(tmp_path), "--url", f"127.0.0.1:{server.grpc_port}"]
+    assert denoise_folder.main(arguments) == 2
+    assert "does not answer in HTTP: is it the port of gRPC" in capfd.readouterr().err
+
+
+def test_the_address_as_the_server_prints_it(folder, server, tmp_path, capfd):
+    url = f"http://127.0.0.1:{server.http_port}/"
+    assert denoise_folder.main([str(folder), str(tmp_path / "out"), "--url", url]) == 0
+    assert denoise_folder.main([str(folder), str(tmp_path / "out"), "--url", url, "--protocol", "grpc"]) == 2
+    assert "with --protocol grpc, write host:port alone" in capfd.readouterr().err
+
+
+def test_an_output_that_is_a_file(folder, tmp_path, capfd):
+    (tmp_path / "out").write_text("")
+    assert denoise_folder.main([str(folder), str(tmp_path / "out")]) == 2
+    assert "cannot be made a folder: File exists" in capfd.readouterr().err
+
+
 def test_no_frames_and_the_same_folder(folder, tmp_path, capfd):
     assert denoise_folder.main([str(tmp_path), str(tmp_path / "out")]) == 2
     assert "holds no frames" in capfd.readouterr().err

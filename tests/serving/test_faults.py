@@ -53,7 +53,7 @@ class GatedModel(Model):
         self.runs += 1
         assert self.gate.wait(30)
         time.sleep(SHORT)
-        if run is not None and run.options.terminate:
+        if run is not None and run.stopped:
             raise RunFailedError("stopped")
         return super().run(feeds, outputs, run)
 

@@ -7,7 +7,6 @@ Plans are fake ones, with sidecars made here: nothing ran on a GPU. What a Trito
 import json
 import shlex
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -523,14 +522,14 @@ def test_a_failure_after_the_folder_took_its_place_is_undone(run, tmp_path, mode
     if exists:
         assert run(model)[0] == 0
     before = snapshot(tmp_path)
-    replace = Path.replace
+    swap = repository_module._swap
 
-    def fail(self, target):
-        if Path(target).name == "compose.yaml":
+    def fail(source, place, there):
+        if place.name == "compose.yaml":
             raise OSError(5, "Input/output error")
-        return replace(self, target)
+        swap(source, place, there)
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(repository_module, "_swap", fail)
     code, _, err = run(model, "--max-batch", "2")
     assert (code, "nothing was changed" in err) == (2, True)
     monkeypatch.undo()

@@ -7,6 +7,7 @@
 - ``build`` turns a model into a serialized engine (a *plan*), ``key`` says what a plan depends on, ``engine`` puts it all
   together with the cache and the sidecar;
 - ``inspect`` reads a plan back and compares its precision with what the graph asks;
+- ``session`` runs an engine again and again, for ``msconv serve``;
 - ``runner`` is the runtime ``trt`` of ``msconv validate``.
 
 `tensorrt` itself is imported when it is needed, never when these modules are.

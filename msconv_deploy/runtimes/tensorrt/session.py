@@ -165,7 +165,9 @@ def _describe(engine: Any, tensorrt: TensorRT, path: Path, name: str) -> EngineT
     trt = tensorrt.module
     kind = engine.get_tensor_dtype(name).name
     if kind not in _DTYPES:
-        raise BadInputError(f"{path}: {name} is of type {kind.lower()}, which NumPy does not have: cast it in the model")
+        raise BadInputError(
+            f"{path}: {name} is of type {kind.lower()}, which NumPy does not have: cast it in the model"
+        )
     if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
         raise BadInputError(f"{path}: {name} is not row-major in memory; build the engine with msconv engine build")
     if engine.is_shape_inference_io(name):

@@ -39,6 +39,7 @@ from msconv_deploy.serving.triton.repository import (
     check_name,
     find_place,
     keep_versions,
+    locked,
     other_models,
     put_in_place,
     staging,
@@ -96,11 +97,19 @@ def package_model(
         UnverifiedError: the model runs on no input that was tried.
     """
     model = read_model(path)
-    form = form_of(model)
     name = check_name(options.name or path.stem)
+    if options.plan is None:
+        _check_onnxruntime(path, form_of(model), options)
+    with locked(repository, lambda: progress(f"waiting for another msconv package in {repository.absolute().parent}")):
+        return _package(path, model, name, repository, options, progress)
+
+
+def _package(
+    path: Path, model: onnx.ModelProto, name: str, repository: Path, options: PackageOptions, progress: Progress
+) -> PackageReport:
+    """What is read of the repository stays true until it is written to: only under its lock."""
+    form = form_of(model)
     backend: Backend = "onnxruntime" if options.plan is None else "tensorrt"
-    if backend == "onnxruntime":
-        _check_onnxruntime(path, form, options)
     sha256 = model_sha256(model, path)
     placement = find_place(repository, name, options.version, sha256, backend, options.force)
     others = other_models(repository, name)

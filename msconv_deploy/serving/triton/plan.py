@@ -67,7 +67,7 @@ def open_plan(path: Path, source: EngineSource, libraries: Sequence[Path]) -> Pl
         raise BadInputError(f"{path}: does not compute in the types of its graph: {report.precision_check.reason}")
     profile = {name: _range(path, name, shapes) for name, shapes in report.profile.items()}
     _check_profile(path, profile, source)
-    return PlanFile(path, report, profile, _libraries(path, report, libraries))
+    return PlanFile(path, report, profile, plugin_libraries(path, report, libraries))
 
 
 def _range(path: Path, name: str, shapes: Sequence[Sequence[int]]) -> Range:
@@ -92,8 +92,16 @@ def _ranks(ranks: Mapping[str, int]) -> str:
     return ", ".join(f"{name} (rank {rank})" for name, rank in ranks.items()) or "none"
 
 
-def _libraries(path: Path, report: EngineReport, given: Sequence[Path]) -> list[Path]:
-    """The libraries that the plan was built with, found by what they hold."""
+def plugin_libraries(path: Path, report: EngineReport, given: Sequence[Path]) -> list[Path]:
+    """The libraries that a plan was built with, found by what they hold.
+
+    Args:
+        given: by the user; none: where the sidecar says that they are.
+
+    Raises:
+        BadInputError: one that was given is not what the plan was built with.
+        NotAvailableError: one that it was built with is not there.
+    """
     major = int(report.tensorrt_version.split(".")[0])
     for library in given:
         if not library.is_file():

@@ -2,19 +2,22 @@
 
 A folder is built beside the repository, never inside: Triton takes every folder in a repository for a model, hidden ones
 too, and does not start if one of them is none. It then takes its place in one step, so that whoever looks sees the old
-folder or the new one.
+folder or the new one. The files beside the folders follow one by one, each whole: what is killed in between has the new
+model and some older files, and the same command again completes it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
+import logging
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +28,15 @@ from pydantic import ValidationError
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.reporting.package import Backend, ModelSidecar, PackagedTensor, PackagedVersion
 
+logger = logging.getLogger(__name__)
+
 SIDECAR = "msconv.json"
 CONFIG = "config.pbtxt"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # as network file systems say it
 
 Action = Literal["created", "updated", "version added", "replaced"]
 
@@ -179,20 +185,75 @@ def _link(source: str, target: str) -> str:
 
 
 @contextmanager
+def locked(repository: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Nobody else of this program changes the repository, or another one beside it, meanwhile.
+
+    The lock is on the folder that the repository is in, so nothing is left behind; a process that ends loses it. Folders
+    above the repository are made, and removed again if they are empty afterwards.
+
+    Args:
+        waiting: is called if somebody else has the lock, before this waits for it.
+
+    Raises:
+        BadInputError: the folder cannot be made or read.
+    """
+    place = repository.absolute().parent
+    created = _missing_parents(place)
+    try:
+        descriptor = _lock(place, waiting)
+    except OSError as error:
+        raise _cannot_write(repository, error) from error
+    try:
+        yield
+    finally:
+        for parent in created:
+            with suppress(OSError):  # it holds something, or somebody else has removed it
+                parent.rmdir()
+        os.close(descriptor)
+
+
+def _lock(folder: Path, waiting: Callable[[], None]) -> int:
+    """A descriptor of the folder, which holds the lock."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning("%s cannot be locked: package one model at a time (%s)", folder, error.strerror)
+            if folder.is_dir() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # whoever had the lock has removed the folder
+
+
+@contextmanager
 def staging(repository: Path) -> Iterator[Path]:
     """An empty folder on the repository's file system; it is gone afterwards, whatever happens.
+
+    Only under :func:`locked`. What a process that was killed has left is removed.
 
     Raises:
         BadInputError: nothing can be written there.
     """
     repository = repository.absolute()
     place = repository.parent
-    created = _missing_parents(place)
+    prefix = f".{repository.name}.msconv-"
     try:
-        place.mkdir(parents=True, exist_ok=True)
         if repository.is_dir() and repository.stat().st_dev != place.stat().st_dev:
             place = repository  # a mount point: the only place from which a rename works
-        folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}.", dir=place))
+        for left in place.iterdir():
+            if left.name.startswith(prefix):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
     except OSError as error:
         raise _cannot_write(repository, error) from error
     try:
@@ -204,9 +265,6 @@ def staging(repository: Path) -> Iterator[Path]:
         raise _cannot_write(repository, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for parent in created:
-            if not any(parent.iterdir()):
-                parent.rmdir()
 
 
 def _missing_parents(folder: Path) -> list[Path]:
@@ -219,33 +277,27 @@ def put_in_place(staged: Path, folder: Path, files: Mapping[Path, Path]) -> None
 
     Args:
         staged: the model folder.
-        folder: its place; what is there is removed.
+        folder: its place.
         files: staged file -> place.
+
+    What was there is then where the new one was staged.
 
     Raises:
         BadInputError: it cannot be done; then everything is as it was.
     """
     repository = folder.parent
     new_repository = not repository.exists()
-    there = folder.exists()
-    moved = False
+    done: list[tuple[Path, Path, bool]] = []  # staged, place, was something there?
     try:
         repository.mkdir(exist_ok=True)
-        if there:
-            exchange(staged, folder)
-        else:
-            staged.rename(folder)
-        moved = True
-        for source, place in files.items():
-            source.replace(place)
+        for source, place in ((staged, folder), *files.items()):
+            there = place.exists()
+            _swap(source, place, there)
+            done.append((source, place, there))
     except BaseException as error:
-        if moved and there:
-            exchange(staged, folder)
-        elif moved:
-            folder.rename(staged)
+        for source, place, there in reversed(done):
+            _swap(place, source, there)
         if new_repository:
-            for place in files.values():
-                place.unlink(missing_ok=True)
             with suppress(OSError):  # it was not made, or somebody else has put something there
                 repository.rmdir()
         if isinstance(error, OSError):
@@ -253,8 +305,16 @@ def put_in_place(staged: Path, folder: Path, files: Mapping[Path, Path]) -> None
         raise
 
 
+def _swap(source: Path, place: Path, there: bool) -> None:
+    """Move to a place; what is there comes back."""
+    if there:
+        exchange(source, place)
+    else:
+        source.rename(place)
+
+
 def exchange(first: Path, second: Path) -> None:
-    """Swap two folders of one file system, in one step where the system can do that.
+    """Swap two folders or files of one file system, in one step where the system can do that.
 
     Raises:
         OSError: it is not possible.

@@ -28,7 +28,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins.ctypes, "CDLL", lambda path, mode=0: None)
     monkeypatch.setattr(runner, "ENGINE_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(runner, "_load_cuda_runtime", lambda driver: None)
+    monkeypatch.setattr(runner, "load_cuda_runtime", lambda driver: None)
 
 
 def make(monkeypatch, path, settings=None, **what):
@@ -90,7 +90,7 @@ def test_no_cuda_runtime_is_exit_3_and_leaves_the_environment_alone(monkeypatch)
 
     monkeypatch.setattr(runner.cuda, "wrapper", absent)
     with pytest.raises(NotAvailableError, match="no CUDA runtime library .*nvidia-cuda-runtime-cu12"):
-        runner._load_cuda_runtime((12, 6))
+        runner.load_cuda_runtime((12, 6))
     assert runner.os.environ["LD_LIBRARY_PATH"] == "/nowhere"
 
 
@@ -167,7 +167,7 @@ def test_plugin_libraries_reach_the_runner(tmp_path, fake_runtime, monkeypatch):
 def test_polygraphy_loads_the_cuda_runtime_that_is_found():
     code = """
 from msconv_deploy.runtimes.tensorrt import runner
-runner._load_cuda_runtime((99, 0))
+runner.load_cuda_runtime((99, 0))
 print(runner.cuda.wrapper().handle._name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

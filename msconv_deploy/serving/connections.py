@@ -1,0 +1,114 @@
+"""HTTP connections that are bounded in number and in how long they may lie idle.
+
+Uvicorn ends a connection that is idle after an answer. Here also ends one on which no request arrives, or arrives a byte at
+a time, and one whose client does not read its answer. A body that arrives too slowly is the application's affair, which
+knows when the request began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_LINGER = 1.0  # seconds in which a refused client may still send: closing at once would discard what it has to read
+
+
+def bounded_protocol(timeout: float, connections: int) -> type[asyncio.Protocol]:
+    """The protocol class for uvicorn.
+
+    Args:
+        timeout: seconds for the header of a request, from when the connection is there, or from the first byte after the
+            last request; and, once the connection is to be closed, for any progress of an answer that is being sent.
+        connections: more than these at a time are refused with 503.
+    """
+    return type("BoundedProtocol", (_Bounded,), {"timeout": timeout, "most_connections": connections})
+
+
+class _Bounded(HttpToolsProtocol):
+    timeout: ClassVar[float]
+    most_connections: ClassVar[int]
+
+    _timer: asyncio.TimerHandle | None = None
+    _refused = False
+
+    # -- what uvicorn and the transport call -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            text = f"{self.most_connections} connections are open, as many as may be (--connections); try again later"
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, text, "Retry-After: 1\r\n")
+        else:
+            self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._start_timer()  # some bytes, and no request yet
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_progress()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._expect_progress()
+
+    # -- the limits ------------------------------------------------------------------------------------------------------
+
+    def _start_timer(self) -> None:
+        """From now on, a request has to arrive."""
+        if self._timer is None and not self.transport.is_closing():
+            text = f"no request arrived within {self.timeout:g} s"
+            self._timer = self.loop.call_later(self.timeout, self._refuse, HTTPStatus.REQUEST_TIMEOUT, text)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, status: HTTPStatus, text: str, header: str = "") -> None:
+        """Answer without a request, and close soon."""
+        self._refused = True
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        body = json.dumps({"error": text})
+        self.transport.write(
+            f"HTTP/1.1 {status.value} {status.phrase}\r\n{header}Content-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+        )
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER, self.transport.abort)
+
+    def _expect_progress(self) -> None:
+        """The connection is to be closed once its answer is sent: give up when the client does not read any of it."""
+        self._stop_timer()
+        left = self.transport.get_write_buffer_size()
+
+        def check() -> None:
+            if self.transport.get_write_buffer_size() < left:
+                self._expect_progress()
+            else:
+                self.transport.abort()
+
+        if left:
+            self._timer = self.loop.call_later(self.timeout, check)
