@@ -5,6 +5,8 @@
 for ReduceMax and ReduceMean, in one or in several steps, over all taps and nothing else. Windows hold zeros outside the image,
 where MaxPool alone would see minus infinity: so a Pad with zeros stays in front of an unpadded MaxPool. AveragePool counts its
 padding as zeros (``count_include_pad``) where it is the same on both sides and narrower than the kernel, else it is a Pad too.
+Such a pooling says ``auto_pad="VALID"``: ONNX Runtime (seen in 1.31, at its default optimizations) makes the zeros of a Pad
+the padding of the pooling behind it otherwise, which is minus infinity again, or is refused where the kernel is not wider.
 
 Valid for float32 and float16 with the channels kept; a mean over dilated windows from opset 19, which gave AveragePool its
 dilations. Saves the windows, kh*kw times as large as the image at stride 1.
@@ -99,8 +101,9 @@ def rewrite(builder: GraphBuilder, found: Match) -> None:
     # A mean may count zeros around the image itself; ONNX Runtime 1.23 does so rightly only where there are as many behind as
     # before, and no version where they are as many as the kernel has taps.
     within = all(a.pad_before == a.pad_after < a.kernel for a in windows.axes)
-    if found.node.op == "ReduceMax" or not within:
-        x = builder.pad(x, "constant", len(windows.spatial) + 2, windows.pads_by_axis)
-    elif windows.padded:
+    if windows.padded and found.node.op == "ReduceMean" and within:
         attributes.update(pads=windows.pads, count_include_pad=1)
+    else:
+        x = builder.pad(x, "constant", len(windows.spatial) + 2, windows.pads_by_axis)
+        attributes.update(auto_pad="VALID")
     writer.finish(_POOLS[found.node.op], x, **attributes)

@@ -103,17 +103,40 @@ def test_opsets_and_dynamic_extents(op, opset):
     assert operators(result) == ["Pad", POOLS[op]]  # as many zeros behind as before would need no Pad for a mean
 
 
-def test_a_maximum_of_negative_numbers_sees_the_padding():
-    """MaxPool's own padding is minus infinity: it would give the wrong border here."""
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize("opset", [11, 17, 18, 21])
+@pytest.mark.parametrize("padding_before", [False, True])
+def test_a_maximum_of_negative_numbers_sees_the_padding(opset, optimize, padding_before):
+    """MaxPool's own padding is minus infinity: it would give the wrong border here. ONNX Runtime makes a Pad in front of a
+    pooling, ours or the model's, such a padding where it may."""
     geometry = ((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
-    net = net_of("ReduceMax", (1, 2, 4, 5), geometry)
+    net = net_of("ReduceMax", (1, 2, 4, 5), geometry, opset)
+    if padding_before:
+        net = Net(opset)
+        x = net.node("Pad", net.input(1, 2, 4, 5), net.ints(0, 0, 1, 1, 0, 0, 1, 1))
+        x = unfold(net, x, (1, 2, 6, 7), *geometry[:3], ((0, 0), (0, 0)))
+        axes = {"axes": [2, 4]} if opset < 18 else {}
+        net.output(net.node("ReduceMax", x, *([] if axes else [net.ints(2, 4)]), keepdims=0, **axes), rank=4)
     model = net.model()
     result = optimized(model)
+    assert rewritten(result, ID) == 1, reasons(result)
     x = -1 - np.random.default_rng(0).random((1, 2, 4, 5)).astype(np.float32)
-    (y,) = session(result.model).run(None, {model.graph.input[0].name: x})
+    (y,) = session(result.model, optimize).run(None, {model.graph.input[0].name: x})
     assert (y[:, :, 0] == 0).all()
     assert (y[:, :, 1:-1, 1:-1] < 0).all()
     assert np.allclose(y, expected("ReduceMax", x, geometry))
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_mean_with_as_much_padding_as_kernel(optimize):
+    """Which no pooling of ONNX Runtime takes: its optimizations must not make one of the Pad either."""
+    geometry = ((2,), (1,), (1,), ((2, 2),))
+    model = net_of("ReduceMean", (1, 2, 7), geometry).model()
+    result = optimized(model)
+    assert rewritten(result, ID) == 1, reasons(result)
+    x = np.random.default_rng(0).random((1, 2, 7)).astype(np.float32)
+    (y,) = session(result.model, optimize).run(None, {model.graph.input[0].name: x})
+    assert np.allclose(y, expected("ReduceMean", x, geometry))
 
 
 @pytest.mark.parametrize("opset", [11, 18, 19])
