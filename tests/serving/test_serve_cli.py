@@ -189,8 +189,8 @@ def test_sigterm_under_load(tmp_path, path):
         thread.join(90)
     assert (code, err) == (0, "")
     statuses = [json.loads(line)["status"] for line in log.read_text().splitlines()]
-    assert tallies["http"].right == statuses.count("200") > 50
-    assert tallies["grpc"].right == statuses.count("OK") > 50
+    assert tallies["http"].right == statuses.count("200") > 0
+    assert tallies["grpc"].right == statuses.count("OK") > 0
     assert set(statuses) <= {"200", "OK", "503", "UNAVAILABLE"}, set(statuses)
     for tally in tallies.values():  # after the end: refused, not wrong
         assert all("AssertionError" not in problem for problem in tally.problems), tally.problems[:3]
