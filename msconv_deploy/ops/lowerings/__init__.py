@@ -1,7 +1,8 @@
-"""Lowerings: the ways to spell an MSConv2d in standard ONNX operators.
+"""Lowerings: the ways to spell an MSConv2d of any batch and extents in standard ONNX operators, for function bodies.
 
 One module a lowering; each has a NAME, a :func:`refusal` (why it cannot be used, or None) and an ``emit`` that adds the
-nodes. No spelling is the fastest everywhere, so there are several. None of them writes a tile of a source.
+nodes. None of them writes a tile of a source. Rewriting a graph, where extents and constants are known, has more
+(``surgery/rules/tile_concat_conv.py``).
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 from types import ModuleType
 
 from msconv_deploy.ops.configuration import MSConv2dConfig
-from msconv_deploy.ops.lowerings import border_gather, broadcast_add, dynamic_bias, ones_channel
+from msconv_deploy.ops.lowerings import border_gather, broadcast_add
 from msconv_deploy.ops.lowerings.operands import Operands
 from msconv_deploy.ops.node_builder import NodeBuilder
 
-LOWERINGS: dict[str, ModuleType] = {
-    module.NAME: module for module in (broadcast_add, border_gather, dynamic_bias, ones_channel)
-}
+LOWERINGS: dict[str, ModuleType] = {module.NAME: module for module in (broadcast_add, border_gather)}
 
 __all__ = ["LOWERINGS", "Operands", "emit", "general_lowering"]
 
