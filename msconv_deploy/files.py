@@ -15,13 +15,18 @@ from msconv_deploy.errors import BadInputError
 def check_writable(path: Path | str, force: bool = False) -> Path:
     """Refuse an output path before any work is done for it; creates missing folders above it.
 
+    A symbolic link counts as a file that exists, wherever it leads: with ``force`` the link is replaced, not its target.
+
     Raises:
-        BadInputError: the path is a folder, exists and ``force`` is not given, or its folder cannot be written to.
+        BadInputError: the path is a folder, a device or a pipe, exists and ``force`` is not given, or its folder cannot be
+            written to.
     """
     path = Path(path)
     if path.is_dir():
         raise BadInputError(f"{path}: is a folder; name the output file")
-    if path.exists() and not force:
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"{path}: is not an ordinary file, and is not replaced; name the output file")
+    if os.path.lexists(path) and not force:
         raise BadInputError(f"{path}: exists already; choose another name, or replace it with --force")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,7 @@ def atomic_write(path: Path | str, force: bool = False) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            if path.exists() and not force:
+            if os.path.lexists(path) and not force:
                 raise BadInputError(f"{path}: appeared while it was being written; nothing was replaced")
             temporary.replace(path)
         except OSError as error:

@@ -254,7 +254,7 @@ def _print_layers(console: Console, layers: list[EngineLayer]) -> None:
     for layer in layers[:MAX_ROWS]:
         table.add_row(
             escape(layer.name),
-            f"{layer.type} (plugin)" if layer.plugin else layer.type,
+            escape(f"{layer.type} (plugin)" if layer.plugin else layer.type),
             layer.precision or "unknown",
             escape(", ".join(dict.fromkeys(layer.inputs))),
             escape(", ".join(dict.fromkeys(layer.outputs))),
@@ -271,5 +271,3 @@ def _print_check(console: Console, check: PrecisionCheck) -> None:
     plugin = f", {check.plugin_layers} of {check.plugin_nodes} plugin layers" if check.plugin_nodes else ""
     console.print(f"precision [{style}]{check.verdict}[/]: ", end="")
     console.print(check.reason or f"{asked} computed as asked{plugin}", markup=False, soft_wrap=True)
-
-

@@ -91,10 +91,10 @@ def _unverified(validate: bool) -> ExitCode:
 
 
 def _print_table(report: ExportReport, output_dir: Path) -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"exported to {output_dir}", title_justify="left")
+    table = Table(title=escape(f"exported to {output_dir}"), title_justify="left")
     runtimes = sorted({name for s in report.artefacts for name in s.largest_difference})
     for heading in ("model", "file", "MB", "opset", "nodes", "parameters"):
         table.add_column(heading, justify="right" if heading in ("MB", "opset", "nodes", "parameters") else "left")
@@ -127,5 +127,7 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(verdict: str, reason: str) -> str:
+    from rich.markup import escape
+
     style = {"passed": "green", "differ": "bold red"}.get(verdict, "yellow")
-    return f"[{style}]{verdict}[/{style}]" + (f": {reason}" if reason else "")
+    return f"[{style}]{verdict}[/{style}]" + (f": {escape(reason)}" if reason else "")

@@ -82,7 +82,7 @@ def print_near_misses(console: Console, near_misses: Sequence[NearMissReport]) -
     for heading in ("node", "operator", "reason", "because of"):
         table.add_column(heading, overflow="fold")
     for miss in near_misses[:MAX_ROWS]:
-        table.add_row(escape(miss.node), miss.op, escape(miss.reason), escape(", ".join(miss.nodes)))
+        table.add_row(escape(miss.node), escape(miss.op), escape(miss.reason), escape(", ".join(miss.nodes)))
     console.print(table)
     _rest(console, len(near_misses))
 

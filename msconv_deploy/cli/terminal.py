@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
+    from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 
 _WIDTH = 160
 """Where output goes to a file: wide enough for tables."""
@@ -51,7 +51,7 @@ def make_console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
-    console.push_render_hook(_Hook())
+    console.push_render_hook(cast("RenderHook", _Hook()))
     return console
 
 

@@ -232,7 +232,7 @@ def _print_comparisons(console: Console, report: ValidationReport) -> None:
         whole = row.border is None
         table.add_row(
             escape(row.runtime),
-            size_text(row.size),
+            escape(size_text(row.size)),
             escape(row.output),
             row.dtype,
             "exact" if row.exact and row.difference is not None else _number(row.difference if whole else row.border),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from msconv_deploy.errors import BadInputError
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _SHOWN = 5
+_LEGACY_PICKLES = 5
+"""At the start of a file of torch before 1.6: magic number, protocol, system, content, keys of the storages."""
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
@@ -40,6 +43,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     if others or not state:
         found = f"it also holds {', '.join(map(str, others[:_SHOWN]))}" if others else "it is empty"
         raise BadInputError(f"{path}: not a state dict (parameter name -> tensor): {found}")
+    _check_values(state, path)
     if all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
     return dict(state)
@@ -57,6 +61,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        packed = file.read(4) == b"PK\x03\x04"  # how torch tells its own two formats apart
+        file.seek(0)
+        _check_archive(file, path) if packed else _check_pickles(file, _LEGACY_PICKLES, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, before it refuses them
@@ -74,6 +82,65 @@ def _read_torch(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise BadInputError(f"{path}: holds a {type(state).__name__}, not a state dict (parameter name -> tensor)")
     return state
+
+
+def _check_archive(file: IO[bytes], path: Path) -> None:
+    """Refuse what would unpack to more than the file holds. `torch.save` never compresses; `torch.load` unpacks all the same.
+
+    Raises:
+        BadInputError: an entry is compressed, the entries are larger than the file, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise BadInputError(f"{path}: refused: it is compressed, which torch.save never does")
+            declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+            if declared > size:
+                raise BadInputError(f"{path}: refused: it says that it holds {declared} bytes, and has {size}")
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    with archive.open(entry) as content:
+                        _check_pickles(content, 1, path)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:  # encrypted, of a later version
+        raise BadInputError(f"{path}: not a checkpoint, or truncated ({error})") from None
+
+
+def _check_pickles(file: IO[bytes], count: int, path: Path) -> None:
+    """Refuse the one name that `torch.load` allows and that makes much out of few bytes. Nothing is executed.
+
+    Raises:
+        BadInputError: it is there. What is no pickle is left to `torch.load`, which says so.
+    """
+    try:
+        for _ in range(count):
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL" and str(argument).split()[-1] == "bytearray":
+                    raise BadInputError(f"{path}: refused: it makes a bytearray, which is no part of a state dict")
+    except BadInputError:
+        raise
+    except (ValueError, IndexError, EOFError, MemoryError, zipfile.BadZipFile):
+        return
+
+
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors whose values are not in the file.
+
+    Raises:
+        BadInputError: naming the first.
+    """
+    held: set[int] = set()
+    total, size = 0, path.stat().st_size
+    for name, tensor in state.items():
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            kind = "has no values (device meta)" if tensor.is_meta else f"is not dense ({tensor.layout})"
+            raise BadInputError(f"{path}: {name} {kind}: save the values as a dense tensor")
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            held.add(storage.data_ptr())
+            total += storage.nbytes()
+        if total > size:
+            raise BadInputError(f"{path}: refused: {name} is larger than what the file holds")
 
 
 def _offender(message: str) -> str:

@@ -22,6 +22,8 @@ from msconv_deploy.reporting.plugin import PluginBuildReport
 from msconv_deploy.runtimes.tensorrt.plugins import PLUGIN_FOLDER
 
 CHECKOUT_SOURCES = Path(__file__).parents[2] / "plugins"
+PACKAGED_SOURCES = Path(__file__).parent / "sources"
+"""In a wheel, where setup.py puts a copy."""
 _SOURCE_SUFFIXES = {".cpp", ".cu", ".h", ".map", ".txt"}
 _PARTS = ("CMakeLists.txt", "msconv/kernels", "msconv/tensorrt")
 _LAST_LINES, _LINE_LENGTH = 30, 300
@@ -49,7 +51,7 @@ def build_plugin(
         tensorrt: version of the headers to take, see :func:`find_headers`; default the first that are found.
         architectures: compute capabilities such as ``86``; default all that the compiler knows of those the project serves.
         jobs: compilers at once; default the number of cores.
-        source: the folder ``plugins`` of a checkout; default the one that this package lies in.
+        source: the folder ``plugins`` of a checkout; default the one that this package lies in, or the package's own copy.
         download: fetch the headers of ``tensorrt`` if they are not there.
         force: replace the library.
         progress: told the present step.
@@ -118,14 +120,14 @@ def source_files(folder: Path) -> list[Path]:
 
 
 def _sources(given: Path | None) -> Path:
-    folder = given or CHECKOUT_SOURCES
-    if (folder / "CMakeLists.txt").is_file() and (folder / "msconv").is_dir():
-        return folder.resolve()
+    for folder in [given] if given is not None else [CHECKOUT_SOURCES, PACKAGED_SOURCES]:
+        if (folder / "CMakeLists.txt").is_file() and (folder / "msconv").is_dir():
+            return folder.resolve()
     if given is not None:
         raise BadInputError(f"{given}: is not the folder plugins of a checkout; it has no CMakeLists.txt and msconv/")
     raise NotAvailableError(
-        "the plugin's sources are not part of the installed package: clone the repository, and run this there or name its "
-        "folder with --source DIR/plugins"
+        f"the plugin's sources are missing from the installed package ({PACKAGED_SOURCES}): install it anew, or name the "
+        "folder of a checkout with --source DIR/plugins"
     )
 
 

@@ -137,7 +137,14 @@ def test_bad_arguments(machine, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_without_a_checkout_the_sources_are_asked_for(machine, monkeypatch, capsys):
-    monkeypatch.setattr(build, "CHECKOUT_SOURCES", machine / "site-packages" / "plugins")
+def test_outside_a_checkout_the_packages_own_sources_are_taken(machine, monkeypatch):
+    monkeypatch.setattr(build, "CHECKOUT_SOURCES", machine / "absent")
+    monkeypatch.setattr(build, "PACKAGED_SOURCES", machine / "sources")
+    assert build_plugin().sources == str(machine / "sources")
+
+
+def test_without_any_sources_they_are_asked_for(machine, monkeypatch, capsys):
+    monkeypatch.setattr(build, "CHECKOUT_SOURCES", machine / "absent")
+    monkeypatch.setattr(build, "PACKAGED_SOURCES", machine / "absent")
     assert main(["plugin", "build"]) == ExitCode.NOT_AVAILABLE
     assert "--source DIR" in capsys.readouterr().err
