@@ -6,7 +6,10 @@ only `msconv_deploy.cli` prints them and exits. The table of exit codes is norma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -51,3 +54,14 @@ class BuildFailedError(MsconvError):
     """An exporter, a compiler or a TensorRT builder failed on valid input."""
 
     exit_code = ExitCode.BUILD_FAILED
+
+
+@contextmanager
+def about(path: Path | str) -> Iterator[None]:
+    """Name the file in the message of an error that does not name it."""
+    try:
+        yield
+    except MsconvError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error

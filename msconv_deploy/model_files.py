@@ -19,8 +19,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
-from msconv_deploy.errors import BadInputError
+from msconv_deploy.errors import BadInputError, MsconvError, about
 from msconv_deploy.files import atomic_write, check_writable
+from msconv_deploy.model_checks import check_memory, check_structure, tensor_bytes
 from msconv_deploy.wire_format import Spool, is_inline_reference, parse_with_references, refer, write_with_weights
 
 MAX_INLINE_BYTES = 1_800_000_000
@@ -40,22 +41,27 @@ def read_model(path: Path | str) -> onnx.ModelProto:
     """Parse a model; external tensors and large weights stay references into the folder of ``path``, checked but not read.
 
     Raises:
-        BadInputError: the file is missing or not an ONNX model, or external data is missing, too short or elsewhere.
+        BadInputError: the file is missing, not an ONNX model or damaged (see :func:`check_structure`), or external data is
+            missing, too short or elsewhere.
     """
     path = Path(path)
     if path.is_dir():
         raise BadInputError(f"{path}: is a folder; name an ONNX file")
     if not path.exists():
         raise BadInputError(f"{path}: no such file")
+    if not path.is_file():
+        raise BadInputError(f"{path}: is no plain file; name an ONNX file")
     try:
         model = parse_with_references(path, MIN_REFERENCE_BYTES)
     except (DecodeError, ValueError) as error:
         raise BadInputError(f"{path}: not an ONNX model, or truncated ({type(error).__name__})") from error
     if not model.HasField("graph") or not model.graph.output or not model.opset_import:
         raise BadInputError(f"{path}: not an ONNX model: it has no graph with outputs, or no opset")
-    for tensor in all_tensors(model):
-        if uses_external_data(tensor):
-            external_location(tensor, path.parent)
+    with about(path):
+        check_structure(model)
+        for tensor in all_tensors(model):
+            if uses_external_data(tensor):
+                external_location(tensor, path.parent)
     return model
 
 
@@ -93,23 +99,38 @@ def external_location(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int
     location = entries.get("location", "")
     where = f"tensor {tensor.name!r}: external data {location!r}"
     inside = folder.resolve()
-    file = (inside / location).resolve()
+    try:
+        file = (inside / location).resolve()
+        present = file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a zero byte
+        raise BadInputError(f"{where} cannot be looked for: {error}") from None
     own = file in Spool.files and is_inline_reference(tensor)
     if not own and (not location or Path(location).is_absolute() or not file.is_relative_to(inside)):
         raise BadInputError(
             f"{where} is not inside the model's folder; refused, because a model must not read other files"
         )
-    if not file.is_file():
-        raise BadInputError(f"{where} is missing in {folder}: copy it beside the model")
+    if not present:
+        what = "is no plain file" if file.exists() else "is missing"
+        raise BadInputError(f"{where} {what} in {folder}: copy it beside the model")
     size = file.stat().st_size
-    try:
-        offset = int(entries.get("offset", 0))
-        length = int(entries.get("length", size - offset))
-    except ValueError:
-        raise BadInputError(f"{where} has an offset or length that is not a number") from None
-    if offset < 0 or length < 0 or offset + length > size:
+    needed = tensor_bytes(tensor)
+    offset, length = (
+        _number(entries.get(key, str(default)), where) for key, default in (("offset", 0), ("length", needed))
+    )
+    if length != needed:
+        raise BadInputError(
+            f"{where} has {length} bytes, but extents {list(tensor.dims)} take {needed}: one of them is wrong"
+        )
+    if offset + length > size:
         raise BadInputError(f"{where} is too short: bytes {offset} to {offset + length} of {size} are needed")
     return file, offset, length
+
+
+def _number(text: str, where: str) -> int:
+    """An offset or length, as every reader of ONNX files takes it: plain digits, in 64 bits."""
+    if not (text.isascii() and text.isdigit()) or len(text) > 19:
+        raise BadInputError(f"{where} has an offset or length that is not a number of bytes: {text[:40]!r}")
+    return int(text)
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
@@ -131,15 +152,65 @@ def check_graph(model: onnx.ModelProto, path: Path | str) -> None:
     Raises:
         BadInputError: it is not; the message is the checker's first line.
     """
-    light, weights = without_weights(model, MIN_EXTERNAL_BYTES)
-    known = {value.name for value in light.graph.input}
-    light.graph.input.extend(  # for the checker, a value from outside is as good as a weight
-        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights if t.name not in known
-    )
+    light, _ = _weights_as_inputs(model)
+    for output in light.graph.output:  # their shapes need not be said, whatever the checker wants
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(light)
-    except onnx.checker.ValidationError as error:
-        raise BadInputError(f"{path}: the model is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BadInputError(f"{path}: the model is not valid ONNX: {reason}") from error
+
+
+def check_size(model: onnx.ModelProto, path: Path | str) -> None:
+    """Refuse a valid model whose tensors cannot be held: see :func:`msconv_deploy.model_checks.check_memory`.
+
+    Raises:
+        BadInputError: a tensor would take more than this machine has.
+    """
+    with about(path):
+        check_memory(*_weights_as_inputs(model))
+
+
+@contextmanager
+def explaining(model: onnx.ModelProto, path: Path | str) -> Iterator[None]:
+    """Where work on a valid model fails in a way that nobody expected, say what contradicts itself in the model.
+
+    The checker does not compare shapes. Inference does, but refuses models that run, too: so it is asked only afterwards.
+
+    Raises:
+        BadInputError: instead of the error, where the operators' shapes or types contradict each other.
+    """
+    try:
+        yield
+    except (MsconvError, MemoryError):
+        raise
+    except Exception as error:
+        reason = _contradiction(model)
+        if not reason:
+            raise
+        raise BadInputError(f"{path}: shapes or types in the model contradict each other: {reason}") from error
+
+
+def _contradiction(model: onnx.ModelProto) -> str:
+    """What shape inference finds wrong; empty: nothing."""
+    light, _ = _weights_as_inputs(model)
+    try:
+        onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        return "; ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+    return ""
+
+
+def _weights_as_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of the model whose larger weights come from outside, which for ONNX's tools is as good; and those weights."""
+    light, weights = without_weights(model, MIN_EXTERNAL_BYTES)
+    known = {value.name for value in light.graph.input}
+    light.graph.input.extend(
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights if t.name not in known
+    )
+    return light, weights
 
 
 def without_weights(model: onnx.ModelProto, smallest: int) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:

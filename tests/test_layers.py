@@ -24,7 +24,7 @@ ALLOWED = {
     "serving": {"serving", "validation", "runtimes", "ops", "optimizing", "reporting"},
     "cli": {"cli", "exporting", "nn", "ops", "optimizing", "plugin", "reporting", "runtimes", "serving", "validation"},
 }
-EVERYWHERE = {"errors", "files", "model_files", "wire_format", "msconv_deploy"}
+EVERYWHERE = {"errors", "files", "model_checks", "model_files", "wire_format", "msconv_deploy"}
 # library -> packages that may import it when they are imported
 ADAPTERS = {
     "torch": {"nn", "exporting", "runtimes/pytorch.py"},

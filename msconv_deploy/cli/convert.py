@@ -9,7 +9,7 @@ import typer
 
 from msconv_deploy.cli.common import ForceOption, FormChoice, JsonOption, QuietOption, SeedOption, VerboseOption, start
 from msconv_deploy.cli.terminal import say
-from msconv_deploy.errors import BadInputError
+from msconv_deploy.errors import BadInputError, about
 from msconv_deploy.files import check_writable, sha256_of
 
 
@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Convert between portable, fused and plugin form (portable is one way: its layers are no longer known)."""
     start(quiet, verbose)
-    from msconv_deploy.model_files import read_model, write_model
+    from msconv_deploy.model_files import check_graph, read_model, write_model
     from msconv_deploy.ops.forms import Form, convert_form, form_of, msconv_nodes
     from msconv_deploy.ops.schema import register_schema
     from msconv_deploy.reporting.convert import ConvertReport
@@ -38,11 +38,10 @@ def command(
     register_schema()
     source = read_model(model)
     before = form_of(source)
-    try:
+    check_graph(source, model)
+    with about(model):
         converted = convert_form(source, Form(form.value))
-    except BadInputError as error:
-        raise BadInputError(f"{model}: {error}") from error
-    files = write_model(converted, output, model.parent, force)
+        files = write_model(converted, output, model.parent, force)
     report = ConvertReport(
         seed=seed,
         model=str(model),

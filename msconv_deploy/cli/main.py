@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -13,6 +14,11 @@ from msconv_deploy import __version__
 from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
 from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import ExitCode, MsconvError
+
+logger = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "internal error"
+"""What the message of an exception says that nobody expected."""
 
 # Typer brings its own copy of click from some version on; its exceptions are reached through the names it exports.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -33,7 +39,7 @@ app.add_typer(plugin.app, name="plugin")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"msconv-deploy {__version__}")
+        say(f"msconv-deploy {__version__}")
         raise typer.Exit
 
 
@@ -70,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         error.show()
         return int(ExitCode.BAD_INPUT)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("msconv: interrupted", err=True)
+        say("msconv: interrupted", err=True)
         return 130
     except BrokenPipeError:
         os.dup2(
@@ -81,4 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
         where = f" {error.filename}" if error.filename else ""
         say(f"msconv: {error.strerror or error}:{where}", err=True)
         return int(ExitCode.BAD_INPUT)
+    except Exception as error:  # a fault of ours; Python's own exit code 1 would say that outputs differ
+        logger.info("the traceback", exc_info=True)
+        given = " ".join(sys.argv[1:] if arguments is None else arguments)
+        what = (
+            "not enough memory"
+            if isinstance(error, MemoryError)
+            else f"{INTERNAL_ERROR} ({type(error).__name__}: {error})"
+        )
+        advice = "" if isinstance(error, MemoryError) else "; please report it with the file, and with what -v prints"
+        say(f"msconv {given}: {what}{advice}", err=True)
+        return int(ExitCode.NOT_AVAILABLE)
     return int(code or 0)

@@ -168,7 +168,7 @@ def _print_verification(console: Console, check: Verification) -> None:
         table.add_row(
             escape(row.output),
             what,
-            size_text(row.size),
+            escape(size_text(row.size)),
             row.dtype,
             difference_text(row.border),
             difference_text(row.interior),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from msconv_deploy.files import sha256_of
+from msconv_deploy.model_files import explaining
 from msconv_deploy.optimizing.reading import facts_of, read_source
 from msconv_deploy.optimizing.sites import near_miss_reports, site_reports
 from msconv_deploy.reporting import InspectReport
@@ -29,7 +30,8 @@ def inspect_file(
     start = time.perf_counter()
     source = read_source(path, shapes)
     read = time.perf_counter()
-    result = inspect_model(source.model, path.parent, input_shapes=shapes or None, allow=allow)
+    with explaining(source.model, path):
+        result = inspect_model(source.model, path.parent, input_shapes=shapes or None, allow=allow)
     return InspectReport(
         model=str(path),
         model_sha256=sha256_of(path),

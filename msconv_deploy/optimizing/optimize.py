@@ -17,6 +17,7 @@ import onnx
 
 from msconv_deploy.errors import BadInputError, MsconvError
 from msconv_deploy.files import check_writable, sha256_of
+from msconv_deploy.model_files import explaining
 from msconv_deploy.ops.forms import Form, convert_form, form_of
 from msconv_deploy.optimizing.options import OptimizeOptions
 from msconv_deploy.optimizing.reading import facts_of, read_source
@@ -68,7 +69,7 @@ class _Work:
             self._check_inputs()
         self._check_places()
         self.progress(f"looking for sites in {self.path}")
-        with self._timed("optimize"):
+        with self._timed("optimize"), explaining(self.source.model, self.path):
             result = optimize_model(
                 self.source.model,
                 self.path.parent,
@@ -83,7 +84,8 @@ class _Work:
         if not result.changed:
             report.verdict, report.reason = "passed", "nothing was rewritten: the file is the original, byte for byte"
         elif options.verify:
-            self._verify(report, result)
+            with explaining(self.source.model, self.path):
+                self._verify(report, result)
         else:
             report.reason = "verification was not asked for"
         if form is Form.PLUGIN and form_of(result.model) is Form.FUSED:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.model_files import all_tensors, check_graph, external_location, model_bytes, read_model
+from msconv_deploy.model_files import all_tensors, check_graph, check_size, external_location, model_bytes, read_model
 from msconv_deploy.ops.forms import default_opset
 from msconv_deploy.ops.symbolic import Size
 from msconv_deploy.reporting.optimize import ModelFacts
@@ -64,6 +64,7 @@ def read_source(path: Path, input_shapes: Mapping[str, Sequence[int]]) -> Source
             "it with onnx.version_converter"
         )
     check_graph(model, path)
+    check_size(model, path)
     inputs = graph_inputs(model, path)
     return Source(path, model, inputs, size_of_shapes(inputs, input_shapes))
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import inliner
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.model_files import check_graph, check_size, explaining, read_model
 from msconv_deploy.ops.symbolic import Dim
 from msconv_deploy.validation.tolerance import ErrorPath
 
@@ -130,31 +130,14 @@ class OnnxGraph:
 
 
 def load_structure(path: Path | str) -> onnx.ModelProto:
-    """Load a file without its external data.
+    """Read a file without its large weights, and check it.
 
     Raises:
-        BadInputError: there is no such file, it is a folder, or it is not (a whole) ONNX model.
+        BadInputError: see :func:`msconv_deploy.model_files.read_model`; or the model is not valid, or cannot be held.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise BadInputError(f"{path}: is a folder; name an ONNX file")
-    if not path.exists():
-        raise BadInputError(f"{path}: no such file")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError:
-        raise BadInputError(f"{path}: is not an ONNX file, or only a part of one") from None
-    except OSError as error:
-        raise BadInputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not model.opset_import or not model.graph.output:
-        raise BadInputError(f"{path}: is not an ONNX model: it has no {'outputs' if model.opset_import else 'opset'}")
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and not (path.parent / entry.value).is_file():
-                raise BadInputError(
-                    f"{path}: initializer {tensor.name} is in the external file {entry.value}, which is not in "
-                    f"{path.parent}; copy both files together"
-                )
+    model = read_model(path)
+    check_graph(model, path)
+    check_size(model, path)
     return model
 
 
@@ -179,7 +162,8 @@ def graph_of(model: onnx.ModelProto, path: Path | str) -> OnnxGraph:
         outputs=[_spec(path, v) for v in model.graph.output],
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
     )
-    _analyse(graph, model)
+    with explaining(model, path):
+        _analyse(graph, model)
     return graph
 
 
@@ -341,4 +325,4 @@ def _border_reach(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> 
     if not kernel and len(node.input) > 1:
         kernel = shapes.get(node.input[1], [])[2:]
     dilations = _attribute_ints(node, "dilations") or [1] * len(kernel)
-    return max(((k or 1) * d - d + 1) // 2 for k, d in zip(kernel, dilations, strict=True)) if kernel else 0
+    return max(((k or 1) * d - d + 1) // 2 for k, d in zip(kernel, dilations, strict=False)) if kernel else 0

@@ -42,7 +42,7 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
 # ENOUGH sizes work.
 ENOUGH = 2
 _LARGEST_MENTIONED = 1024
-_MOST_ELEMENTS = 1 << 30  # of one input
+_MOST_ELEMENTS = 1 << 28  # of one input
 _MENTIONED = 8  # extents that are taken from the model's own tensors where nothing else works
 _LARGER_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (64, 96)),

@@ -76,6 +76,12 @@ class Net:
             return self.node(op, x, axes=list(axes), **attributes)
         return self.node(op, x, self.ints(*axes), **attributes)
 
+    def reduced(self, op, x, *axes, keepdims=0) -> str:
+        """ReduceSum, ReduceMax and their like: their axes are an input from opset 13 or 18."""
+        if self.opset < (13 if op == "ReduceSum" else 18):
+            return self.node(op, x, axes=list(axes), keepdims=keepdims)
+        return self.node(op, x, self.ints(*axes), keepdims=keepdims)
+
     def extent(self, symbol: str) -> str:
         """A run-time extent as an int64 tensor of one element."""
         tensor, axis = self.symbols[symbol]

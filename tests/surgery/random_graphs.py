@@ -1,5 +1,7 @@
 """Random models with tiled operands, chains, concats and contractions; most of them are sites, some must be refused.
 
+``python -m tests.fuzz graphs`` puts the same parts, and others, into larger and odder models.
+
 Everything is drawn from a `random.Random`, so that the same code runs under hypothesis (which shrinks what it draws) and
 from plain seeds.
 """
@@ -46,15 +48,26 @@ class Case:
 
 
 def random_case(rng: Random) -> Case:
-    return _Builder(rng).build()
+    return Builder(rng).build()
 
 
-class _Builder:
-    def __init__(self, rng: Random) -> None:
+class Builder:
+    """One part of a model: tiled operands, a concat of them, and contractions of it.
+
+    Args:
+        rng: decides everything.
+        net: the model that gets the part; a new one if it is None.
+    """
+
+    def __init__(self, rng: Random, net: Net | None = None) -> None:
         self.rng = rng
         self.kind = rng.choice(["Conv", "Conv", "Conv", "ConvTranspose", "MatMul", "Gemm"])
-        dtypes = [np.float32] * 6 + [np.float16] + ([np.float64] if self.kind in ("MatMul", "Gemm") else [])
-        self.net = Net(rng.choice(OPSETS), rng.choice(dtypes), rng.randrange(1000))
+        if net is not None and net.dtype == np.float64 and self.kind.startswith("Conv"):
+            self.kind = "MatMul"  # ONNX Runtime has no convolutions in double
+        if net is None:
+            dtypes = [np.float32] * 6 + [np.float16] + ([np.float64] if self.kind in ("MatMul", "Gemm") else [])
+            net = Net(rng.choice(OPSETS), rng.choice(dtypes), rng.randrange(1000))
+        self.net = net
         self.conv = self.kind.startswith("Conv")
         if self.conv:
             others = ["N", *"HWD"[: rng.choice([1, 2, 2, 2, 3])]]
@@ -83,6 +96,25 @@ class _Builder:
         return 1 if self.conv else len(self.axes)
 
     def build(self) -> Case:
+        self.fill()
+        model = self.net.model(producer_name="random")
+        for key in ("author", "note"):
+            model.metadata_props.add(key=key, value="kept")
+        return Case(model, self.sizes())
+
+    def sizes(self) -> list[dict[str, int]]:
+        sizes = [{a: self.rng.choice([1, 1, 2, 3, 4, 5, 7]) for a in self.axes} for _ in range(3)]
+        sizes.append({a: 8 + i for i, a in enumerate(self.axes)})
+        for assignment in sizes:
+            self.complete(assignment)
+        return sizes
+
+    def complete(self, assignment: dict[str, int]) -> None:
+        """Give the extents that follow from others."""
+        assignment["B"] = self.rng.choice([1, assignment["N"]])
+
+    def fill(self) -> None:
+        """Add the nodes and outputs."""
         rng, net = self.rng, self.net
         self.reference = net.input(*self.frame(2))  # has every extent
         values = [self.operand() for _ in range(rng.choice([1, 2, 2, 2, 3, 4]))]
@@ -99,14 +131,6 @@ class _Builder:
             other = self.concat([values[-1], self.operand()])
             if other.name != joined.name:
                 self.contract(other)
-        model = net.model(producer_name="random")
-        for key in ("author", "note"):
-            model.metadata_props.add(key=key, value="kept")
-        sizes = [{a: rng.choice([1, 1, 2, 3, 4, 5, 7]) for a in self.axes} for _ in range(3)]
-        sizes.append({a: 8 + i for i, a in enumerate(self.axes)})
-        for assignment in sizes:
-            assignment["B"] = rng.choice([1, assignment["N"]])
-        return Case(model, sizes)
 
     # -- operands --------------------------------------------------------------------------------------------------
 
@@ -556,13 +580,13 @@ class _Builder:
         return self.net.node("Gemm", source, self.weight(*shape), *bias, **attributes)
 
 
-class _MergedBuilder(_Builder):
-    """Models in which several axes are merged into one before the concat: R rays of S samples as R*S rows."""
+class MergedBuilder(Builder):
+    """Parts in which several axes are merged into one before the concat: R rays of S samples as R*S rows."""
 
     MERGED = "M"
 
-    def __init__(self, rng: Random) -> None:
-        super().__init__(rng)
+    def __init__(self, rng: Random, net: Net | None = None) -> None:
+        super().__init__(rng, net)
         factors = ["R", "S", "T"][: rng.choice([2, 2, 2, 3])]
         if self.conv:
             self.before, self.after = [], ["H", "W"][: rng.choice([1, 1, 2])]
@@ -583,7 +607,19 @@ class _MergedBuilder(_Builder):
         dims = [self.dim(a) for a in self.axes]
         return [*dims[: self.channel], channels, *dims[self.channel :]]
 
-    def build(self) -> Case:
+    def sizes(self) -> list[dict[str, int]]:
+        sizes = [{a: self.rng.choice([1, 1, 2, 3, 4]) for a in self.axes} for _ in range(3)]
+        sizes.append({a: 3 + i for i, a in enumerate(self.axes)})
+        for assignment in sizes:
+            self.complete(assignment)
+        return sizes
+
+    def complete(self, assignment: dict[str, int]) -> None:
+        merged = [assignment[f] if self.dynamic[f] else self.extents[f] for f in self.factors]
+        assignment[self.MERGED] = int(np.prod(merged))
+        assignment["B"] = self.rng.choice([1, assignment[self.axes[0]]])
+
+    def fill(self) -> None:
         rng, net = self.rng, self.net
         self.reference = net.input(*self.frame(2))
         sizes = [self.dim(f) for f in self.factors]
@@ -605,13 +641,6 @@ class _MergedBuilder(_Builder):
             other = self.concat([values[0], self.row_operand()])
             if other.name not in (joined.name, values[0].name):
                 self.contract(other)
-        assignments = [{a: rng.choice([1, 1, 2, 3, 4]) for a in self.axes} for _ in range(3)]
-        assignments.append({a: 3 + i for i, a in enumerate(self.axes)})
-        for assignment in assignments:
-            merged = [assignment[f] if self.dynamic[f] else self.extents[f] for f in self.factors]
-            assignment[self.MERGED] = int(np.prod(merged))
-            assignment["B"] = rng.choice([1, assignment[self.axes[0]]])
-        return Case(net.model(producer_name="random"), assignments)
 
     def mixed(self, x: Value) -> Value | None:
         return super().mixed(x) if self.MERGED not in x.dims and len(x.dims) == len(self.axes) + 1 else None
@@ -702,7 +731,7 @@ class _MergedBuilder(_Builder):
 
     def other_split(self) -> Value | None:
         """As many rows from other factors."""
-        if not isinstance(self.row, int):
+        if not isinstance(self.row, int) or not self.row:
             return None
         a = self.rng.choice([n for n in range(1, self.row + 1) if self.row % n == 0])
         channels, at = self.rng.choice([1, 2]), len(self.before)
@@ -738,7 +767,7 @@ class _MergedBuilder(_Builder):
 
 def random_merged_case(rng: Random) -> Case:
     """A model in which copies hide in a factor of a merged axis."""
-    return _MergedBuilder(rng).build()
+    return MergedBuilder(rng).build()
 
 
 def _others(value: Value) -> tuple:

@@ -165,7 +165,7 @@ def test_bad_files(tmp_path):
 def test_files_that_are_no_model(tmp_path):
     whole = two_convs(tmp_path / "m.onnx").read_bytes()
     cases = {
-        "text.onnx": (b"hello, this is not a model", "not an ONNX file"),
+        "text.onnx": (b"hello, this is not a model", "not an ONNX model"),
         "cut.onnx": (whole[: len(whole) // 2], "not an ONNX"),
         "empty.onnx": (b"", "not an ONNX model"),
     }
@@ -179,5 +179,5 @@ def test_files_that_are_no_model(tmp_path):
         read_graph(tmp_path / "nope.onnx")
     two_convs(tmp_path / "e.onnx", external=True)
     (tmp_path / "e.onnx.data").unlink()
-    with pytest.raises(BadInputError, match=r"external file e.onnx.data"):
+    with pytest.raises(BadInputError, match=r"external data .e.onnx.data. is missing"):
         read_graph(tmp_path / "e.onnx")

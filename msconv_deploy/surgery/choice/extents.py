@@ -27,6 +27,13 @@ DEFAULT_EXTENT = 128
 _MAX_ELEMENTS = 4096
 """Tensors up to this size are computed: they carry shapes, indices and coordinates."""
 
+_GROWING = {
+    "AffineGrid", "AveragePool", "BlackmanWindow", "CenterCropPad", "Col2Im", "ConstantOfShape", "Conv", "ConvTranspose", "DFT",
+    "Einsum", "Expand", "GridSample", "HammingWindow", "HannWindow", "LpPool", "MaxPool", "MaxUnpool", "MelWeightMatrix",
+    "OneHot", "Pad", "Range", "Resize", "STFT", "Split", "Tile", "Upsample",
+}  # fmt: skip
+"""Operators whose result may be far larger than what they read: they are computed only where its extents are known first."""
+
 InputShapes = Mapping[str, Sequence[int]]
 
 
@@ -144,6 +151,8 @@ class Numbers:
         """Compute a small tensor from small tensors."""
         if node.domain not in ("", "ai.onnx") or node.op_type.startswith("Random"):
             return False
+        if not self._is_small(node, names, tensors, values):
+            return False
         try:
             results = ReferenceEvaluator(node, opsets=self._opsets).run(None, {n: values[n] for n in names})
         except Exception:  # whatever the reference cannot do is not known here
@@ -154,6 +163,21 @@ class Numbers:
             if array.size <= _MAX_ELEMENTS:
                 values[name] = array
         return True
+
+    def _is_small(
+        self,
+        node: onnx.NodeProto,
+        names: list[str],
+        tensors: MutableMapping[str, Tensor],
+        values: MutableMapping[str, NDArray[Any]],
+    ) -> bool:
+        """May the node be computed: is its result no larger than what a broadcast of small tensors makes?"""
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            return False  # a loop may be endless
+        if node.op_type not in _GROWING:
+            return True
+        self._infer(node, names, tensors, values)
+        return all(name in tensors and tensors[name].count <= _MAX_ELEMENTS**2 for name in node.output if name)
 
     def _infer(
         self,

@@ -198,6 +198,10 @@ def _merges_leading(before: Dims, after: Dims) -> bool:
     return groups is not None and all(len(g.outer) <= 1 for g in groups)
 
 
+_MOST_POSITIONS = 1 << 24
+"""Along one axis: border classes are found position by position."""
+
+
 def _convolution(node: gs.Node, symbols: Symbols, weight: Weight) -> Contraction | Refusal:
     source = node.inputs[0]
     dims = symbols.dims(source)
@@ -213,9 +217,23 @@ def _convolution(node: gs.Node, symbols: Symbols, weight: Weight) -> Contraction
         dims = (dims[0], channels, *dims[2:])  # the weights know it
     strides = [int(s) for s in node.attrs.get("strides", [1] * spatial)]
     dilations = [int(d) for d in node.attrs.get("dilations", [1] * spatial)]
+    if (
+        min(weight.shape) < 1
+        or group < 1
+        or weight.shape[0] % group
+        or len(strides) != spatial
+        or len(dilations) != spatial
+    ):
+        return Refusal("its weights do not fit its attributes")
+    if not all(1 <= number <= _MOST_POSITIONS for number in (*strides, *dilations)):
+        return Refusal("its strides or dilations are impossible")
     pads = _static_pads(node, dims, weight.shape[2:], strides, dilations)
     if isinstance(pads, Refusal):
         return pads
+    if len(pads) != 2 * spatial:
+        return Refusal("its padding does not fit its weights")
+    if max(abs(number) for number in (*pads, *(d for d in dims[2:] if isinstance(d, int)))) > _MOST_POSITIONS:
+        return Refusal(f"it has more than {_MOST_POSITIONS} positions along one axis")
     if transposed and node.attrs.get("output_shape"):
         return Refusal("it asks for an output shape, which moves its padding")
     if not transposed and source.inputs and operator(source.inputs[0]) == "Pad":

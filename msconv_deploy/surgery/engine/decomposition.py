@@ -693,7 +693,10 @@ def reshape_groups(source: Dims, target: Dims) -> list[Group] | None:
     """Match the axes of a reshape from the left; None where it cannot be told which belong together.
 
     Axes that stay are groups of one axis each; axes of extent 1 are groups of their own with nothing on the other side.
+    In a tensor without elements the products of all runs with its empty axis are equal, so nothing can be told.
     """
+    if 0 in (*source, *target):
+        return None
     groups: list[Group] = []
     i = j = 0
     while i < len(source) or j < len(target):

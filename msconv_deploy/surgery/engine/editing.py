@@ -25,6 +25,9 @@ from msconv_deploy.surgery.engine.folding import LIMIT, fold
 from msconv_deploy.surgery.engine.symbols import operator
 from msconv_deploy.wire_format import Spool, is_inline_reference
 
+_INITIALIZERS_ALONE = 4
+"""IR version from which an initializer need not be an input of the graph."""
+
 _SMALL = 1024
 """Bytes up to which a weight is part of the skeleton: shape arithmetic reads it."""
 
@@ -91,6 +94,7 @@ class EditableModel:
         self.opset = opset
         self._folder = folder
         # Weights that were not read into memory are not to be made there either.
+        self._as_nodes = model.ir_version < _INITIALIZERS_ALONE  # new constants: the inputs have to stay what they are
         self._spool = Spool() if any(is_inline_reference(t) for t in model.graph.initializer) else None
         self._skeleton, self._weights = skeleton_of(model)
         self.inferred, self._stale = _infer(self._skeleton)
@@ -99,6 +103,7 @@ class EditableModel:
             if isinstance(tensor, gs.Constant) and tensor.name in self._weights:
                 tensor.values = _DeferredValues(self._weights[tensor.name], folder)
         _absorb_constants(self.graph)
+        _read_by_bodies(self.graph)
         self._prefixes: set[str] = set()
         self._own_names = [name for name in _all_names(model.graph) if "/msconv" in name]  # of an earlier run
         self._known: dict[str, gs.Tensor] = dict(self.graph.tensors())
@@ -115,9 +120,9 @@ class EditableModel:
         return prefix
 
     def add_constant(self, name: str, array: NDArray[Any]) -> gs.Constant:
-        """An initializer of the edited model, exported if something reads it then."""
+        """An initializer of the edited model (in an old one a Constant), exported if something reads it then."""
         proto = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        if self._spool is not None and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
+        if self._spool is not None and not self._as_nodes and len(proto.raw_data) >= MIN_REFERENCE_BYTES:
             self._spool.add(proto)
         self._new_constants.append(proto)
         constant = gs.Constant(name, _DeferredValues(proto, self._folder))  # one copy of the values is enough
@@ -181,13 +186,27 @@ class EditableModel:
         annotations = [a for a in before.quantization_annotation if a.tensor_name in alive]
         graph.quantization_annotation.extend(annotations)
         alive.update(entry.value for a in annotations for entry in a.quant_parameter_tensor_names)
-        graph.initializer.extend(t for t in (*before.initializer, *self._new_constants) if t.name in alive)
+        graph.initializer.extend(t for t in before.initializer if t.name in alive)
+        constants = [t for t in self._new_constants if t.name in alive]
+        if self._as_nodes:
+            nodes = [*(_constant_node(t) for t in constants), *graph.node]
+            del graph.node[:]
+            graph.node.extend(nodes)
+        else:
+            graph.initializer.extend(constants)
         if not self._stale:
             graph.value_info.extend(v for v in before.value_info if v.name in alive)
         imported = {entry.domain for entry in result.opset_import}
         if DOMAIN not in imported and any(node.domain == DOMAIN for node in graph.node):
             result.opset_import.add(domain=DOMAIN, version=DOMAIN_VERSION)
         return result
+
+
+def _constant_node(tensor: onnx.TensorProto) -> onnx.NodeProto:
+    value = onnx.TensorProto()
+    value.CopyFrom(tensor)
+    value.ClearField("name")
+    return helper.make_node("Constant", [], [tensor.name], tensor.name, value=value)
 
 
 def _names_read(node: onnx.NodeProto) -> list[str]:
@@ -256,6 +275,22 @@ def _absorb_constants(graph: gs.Graph) -> None:
         else:
             kept.append(node)
     graph.nodes[:] = kept
+
+
+def _read_by_bodies(graph: gs.Graph) -> None:
+    """What a body of control flow captures is read by the node that has the body, so that nobody follows readers into it.
+
+    graphsurgeon names the body's own nodes as readers, and none for a captured tensor that is a result of the body.
+    """
+    outer = {id(tensor) for tensor in graph.tensors().values()}
+    for node in graph.nodes:
+        for body in node.subgraphs(recursive=True):
+            captured = {id(t): t for inner in body.nodes for t in inner.inputs if id(t) in outer}
+            captured.update((id(t), t) for t in body.outputs if id(t) in outer)
+            inside = {id(inner) for inner in body.nodes}
+            for tensor in captured.values():
+                readers = [reader for reader in tensor.outputs if id(reader) not in inside]
+                list.__setitem__(tensor.outputs, slice(None), [*readers, node])  # the list would undo the nodes' inputs
 
 
 def _constant_value(node: gs.Node) -> Any:

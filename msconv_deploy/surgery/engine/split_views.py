@@ -291,7 +291,7 @@ class SplitViews:
         if kind == "BatchNormalization" and axis == 0:
             return self._batch_normalization(node, tensor, factors, result)
         recipe = self._recipe(node, tensor, axis, dims)
-        if recipe is None:
+        if recipe is None or any(self._symbols.dims(o.tensor) is None for o in recipe.operands if o.axis is not None):
             return None
         inputs = [self._operand(operand, factors) for operand in recipe.operands]
         outputs = [result]
@@ -419,7 +419,7 @@ class SplitViews:
         factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
         shape = (len(factor), *[1] * (len(dims) - 2))
         dtype = parameters[0].dtype  # type: ignore[union-attr]
-        name = str(node.name)
+        name = str(tensor.name)  # a tensor without a name is an operand that is not there
         terms = [
             gs.Constant(f"{name} {part}", values.astype(dtype).reshape(shape))
             for part, values in (("factor", factor), ("shift", shift - mean * factor))

@@ -377,6 +377,8 @@ def slice_ranges(symbols: Symbols, node: gs.Node, dims: Dims) -> dict[int, slice
         steps = list(parts[3]) if len(parts) > 3 and parts[3] is not None else [1] * length
         if len(parts) > 3 and parts[3] is None and node.inputs[4].name:
             steps = [None] * length
+    if len({len(part) for part in (starts, ends, axes, steps)}) > 1:
+        return None  # a file that contradicts itself
     out: dict[int, slice | None] = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if not isinstance(axis, int):

@@ -113,6 +113,9 @@ def match(
         return contraction if _near_miss(node, symbols, decomposer) is not None else None
     segments = decomposer.segments(contraction.source, contraction.channel_axis)
     if segments is not None:
+        channels = contraction.dims[contraction.channel_axis]
+        if isinstance(channels, int) and sum(s.size for s in segments) != channels:
+            return Refusal("its weights do not fit the channels of its input", (str(node.name),))
         apart = take_apart(contraction, segments, views or SplitViews(symbols, decomposer))
         contraction, segments = apart or (contraction, segments)
     if segments is None or not any(s.uniform for s in segments):

@@ -83,6 +83,23 @@ def _if(net: Net, captured: str, nodes=None) -> str:
     return net.node("If", net.input(dtype=bool), then_branch=branches[0], else_branch=branches[1])
 
 
+@pytest.mark.parametrize("op", ["Mul", "Add", "Identity"])
+def test_what_follows_in_a_body_is_not_taken_over(op):
+    """The only reader of the site is in a body: its operator does not become part of the weights."""
+    net = Net()
+    copies, scale = tile(net), net.random(1, 3, 1, 1)
+    y = net.node("Conv", concat(net, image(net), copies), net.random(3, 5, 3, 3), pads=[1, 1, 1, 1])
+    branches = []
+    for word, inner_op, read in (("then", op, [y] if op == "Identity" else [y, scale]), ("else", "Identity", [copies])):
+        value = helper.make_tensor_value_info(f"{word}_result", TensorProto.FLOAT, None)
+        inner = helper.make_node(inner_op, read, [f"{word}_result"])
+        branches.append(helper.make_graph([inner], word, [], [value]))
+    net.output(net.node("If", net.input(dtype=bool), then_branch=branches[0], else_branch=branches[1]))
+    result = assert_rewritten(net.model())
+    (done,) = [s for s in result.sites if s.decision == "rewritten"]
+    assert (done.output, done.taken_over) == (y, [])
+
+
 @pytest.mark.parametrize("which", ["tile", "concat", "output"])
 def test_captured_tensors_stay_alive(which):
     net, copies, x, y = site()
@@ -185,6 +202,27 @@ def test_defaults_of_inputs_stay_defaults():
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     result = assert_rewritten(model)
     assert {"gain", "unused"} <= {t.name for t in result.model.graph.initializer}
+
+
+def test_every_initializer_of_an_old_file_is_an_input():
+    """IR version 3 wants that; new weights are Constant nodes then, so that the inputs stay what they are."""
+    net, _, _, y = site()
+    net.output(y)
+    model = net.model()
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for node in [n for n in model.graph.node if n.op_type == "Conv"]:  # the weights of the site are constant
+        for name in node.input[1:]:
+            (given,) = [v for v in model.graph.input if v.name == name]
+            (tensor,) = [t for t in model.graph.initializer if t.name == name]
+            constant = helper.make_node("Constant", [], [name], value=tensor)
+            model.graph.input.remove(given)
+            model.graph.initializer.remove(tensor)
+            model.graph.node.insert(0, constant)
+    result = assert_rewritten(model)
+    known = {value.name for value in result.model.graph.input}
+    assert {t.name for t in result.model.graph.initializer} <= known
 
 
 def test_constants_of_every_type_are_copied_bit_by_bit():
