@@ -202,11 +202,25 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
+_LONGEST_LIST = 1 << 20
+"""Integers: far more than a shape or its indices have, and 100 MB in shape inference."""
+
+
 def memory_limit() -> int:
     """Bytes that this process can have: the machine's memory, or its own limit on address space."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     own, _ = resource.getrlimit(resource.RLIMIT_AS)
     return machine if own == resource.RLIM_INFINITY else min(machine, own)
+
+
+def propagates(model: onnx.ModelProto) -> bool:
+    """Shall shape inference follow values (``data_prop``)? It then writes out every element of a list of integers."""
+    for value in (*model.graph.input, *model.graph.value_info):
+        kind = value.type.tensor_type
+        listed = len(kind.shape.dim) == 1 and kind.elem_type in (TensorProto.INT32, TensorProto.INT64)
+        if listed and kind.shape.dim[0].dim_value > _LONGEST_LIST:
+            return False
+    return True
 
 
 def check_memory(model: onnx.ModelProto, weights: Iterable[TensorProto]) -> None:
@@ -223,7 +237,7 @@ def check_memory(model: onnx.ModelProto, weights: Iterable[TensorProto]) -> None
         BadInputError: the message names the tensor, not the file.
     """
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=propagates(model)).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         graph = model.graph
     constant = {tensor.name for tensor in (*weights, *model.graph.initializer)}

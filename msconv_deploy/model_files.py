@@ -21,7 +21,7 @@ from onnx.external_data_helper import uses_external_data
 
 from msconv_deploy.errors import BadInputError, MsconvError, about
 from msconv_deploy.files import atomic_write, check_writable
-from msconv_deploy.model_checks import check_memory, check_structure, tensor_bytes
+from msconv_deploy.model_checks import check_memory, check_structure, propagates, tensor_bytes
 from msconv_deploy.wire_format import Spool, is_inline_reference, parse_with_references, refer, write_with_weights
 
 MAX_INLINE_BYTES = 1_800_000_000
@@ -183,7 +183,8 @@ def explaining(model: onnx.ModelProto, path: Path | str) -> Iterator[None]:
         BadInputError: instead of the error, where the operators' shapes or types contradict each other.
     """
     try:
-        yield
+        with about(path):
+            yield
     except (MsconvError, MemoryError):
         raise
     except Exception as error:
@@ -197,7 +198,7 @@ def _contradiction(model: onnx.ModelProto) -> str:
     """What shape inference finds wrong; empty: nothing."""
     light, _ = _weights_as_inputs(model)
     try:
-        onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=propagates(light))
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         return "; ".join(line.strip() for line in str(error).strip().splitlines()[:2])
     return ""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, FormChoice, JsonOption, QuietOption, SeedOption, VerboseOption, start
+from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import BadInputError, about
 from msconv_deploy.files import check_writable, sha256_of
@@ -25,6 +26,7 @@ def command(
 ) -> None:
     """Convert between portable, fused and plugin form (portable is one way: its layers are no longer known)."""
     start(quiet, verbose)
+    bound_memory()
     from msconv_deploy.model_files import check_graph, read_model, write_model
     from msconv_deploy.ops.forms import Form, convert_form, form_of, msconv_nodes
     from msconv_deploy.ops.schema import register_schema

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, start
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.memory import bound_memory
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def command(
     The exit code is 0 whether or not they differ (1 means different outputs: see msconv validate --reference).
     """
     start(quiet, verbose)
+    bound_memory()
     if json is not None:
         check_writable(json, force)
     from msconv_deploy.optimizing import diff_files
@@ -41,11 +43,10 @@ def command(
 
 
 def _print(report: DiffReport, quiet: bool) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     console = make_console()
-    table = Table(title=escape(f"{report.a} → {report.b}"), title_justify="left")
+    table = Table(title=cell(f"{report.a} → {report.b}"), title_justify="left")
     table.add_column("")
     for heading in ("what", "name", "details"):
         table.add_column(heading, overflow="fold")
@@ -58,7 +59,7 @@ def _print(report: DiffReport, quiet: bool) -> None:
     rows += [("~", "weight", change.name, "\n".join(change.what)) for change in report.tensors_changed]
     styles = {"-": "red", "+": "green", "~": "yellow"}
     for sign, what, name, details in rows[:MAX_ROWS]:
-        table.add_row(f"[{styles[sign]}]{sign}[/]", escape(what), escape(name), escape(details))
+        table.add_row(f"[{styles[sign]}]{sign}[/]", cell(what), cell(name), cell(details))
     if rows and not quiet:
         console.print(table)
     if len(rows) > MAX_ROWS and not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, start
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.errors import ExitCode
 from msconv_deploy.files import check_writable
 
@@ -34,7 +34,6 @@ def command(
 
 
 def _print(report: DoctorReport, quiet: bool) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     console = make_console()
@@ -51,11 +50,11 @@ def _print(report: DoctorReport, quiet: bool) -> None:
             style = {"found": "green", "problem": "bold red"}.get(f.status, "bold red" if f.required else "yellow")
             table.add_row(
                 f.group if f.group != group else "",
-                escape(f.name),
+                cell(f.name),
                 f"[{style}]{f.status}[/]",
                 f.version or "",
-                escape(f.where),
-                escape(f.advice),
+                cell(f.where),
+                cell(f.advice),
             )
             group = f.group
         console.print(table)

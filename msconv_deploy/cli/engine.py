@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from msconv_deploy.cli.common import ForceOption, JsonOption, PluginOption, QuietOption, VerboseOption, start
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
@@ -245,7 +245,6 @@ def _print_inspect(report: EngineInspectReport, quiet: bool) -> None:
 
 
 def _print_layers(console: Console, layers: list[EngineLayer]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table()
@@ -253,12 +252,12 @@ def _print_layers(console: Console, layers: list[EngineLayer]) -> None:
         table.add_column(heading, overflow="fold")
     for layer in layers[:MAX_ROWS]:
         table.add_row(
-            escape(layer.name),
-            escape(f"{layer.type} (plugin)" if layer.plugin else layer.type),
+            cell(layer.name),
+            cell(f"{layer.type} (plugin)" if layer.plugin else layer.type),
             layer.precision or "unknown",
-            escape(", ".join(dict.fromkeys(layer.inputs))),
-            escape(", ".join(dict.fromkeys(layer.outputs))),
-            escape(layer.tactic),
+            cell(", ".join(dict.fromkeys(layer.inputs))),
+            cell(", ".join(dict.fromkeys(layer.outputs))),
+            cell(layer.tactic),
         )
     console.print(table)
     if len(layers) > MAX_ROWS:

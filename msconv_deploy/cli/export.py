@@ -16,13 +16,13 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from msconv_deploy.exporting import Recipe
-    from msconv_deploy.reporting.export import ExportReport
+    from msconv_deploy.reporting.export import ExportReport, Sidecar
 
 RECIPE_FOLDER = Path("export")
 
@@ -91,10 +91,11 @@ def _unverified(validate: bool) -> ExitCode:
 
 
 def _print_table(report: ExportReport, output_dir: Path) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"exported to {output_dir}"), title_justify="left")
+    from msconv_deploy.ops.symbolic import size_text
+
+    table = Table(title=cell(f"exported to {output_dir}"), title_justify="left")
     runtimes = sorted({name for s in report.artefacts for name in s.largest_difference})
     for heading in ("model", "file", "MB", "opset", "nodes", "parameters"):
         table.add_column(heading, justify="right" if heading in ("MB", "opset", "nodes", "parameters") else "left")
@@ -115,19 +116,29 @@ def _print_table(report: ExportReport, output_dir: Path) -> None:
             *differences,
             _number(sidecar.tolerance),
             ", ".join(sidecar.build_checks.values()) or "-",
-            _verdict(sidecar.verdict, sidecar.reason),
+            _verdict(sidecar),
         )
     console = make_console()
     console.print(table)
     console.print("largest difference: max|a-b| / max|b| over the outputs and all sizes, b from PyTorch in float64")
+    for recipe in dict.fromkeys(sidecar.artefact.recipe for sidecar in report.artefacts):
+        refused = {
+            size_text(case.size): case.reason
+            for sidecar in report.artefacts
+            if sidecar.artefact.recipe == recipe
+            for case in sidecar.refused
+        }
+        for size, reason in refused.items():
+            text = f"not compared: the PyTorch module of {recipe} does not run at {size}: {reason}"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
 
 
-def _verdict(verdict: str, reason: str) -> str:
-    from rich.markup import escape
-
-    style = {"passed": "green", "differ": "bold red"}.get(verdict, "yellow")
-    return f"[{style}]{verdict}[/{style}]" + (f": {escape(reason)}" if reason else "")
+def _verdict(sidecar: Sidecar) -> str:
+    style = {"passed": "green", "differ": "bold red"}.get(sidecar.verdict, "yellow")
+    compared, refused = len(sidecar.sizes), len(sidecar.refused)
+    where = f" at {compared} of {compared + refused} sizes" if refused else ""
+    return f"[{style}]{sidecar.verdict}[/{style}]{where}" + (f": {cell(sidecar.reason)}" if sidecar.reason else "")

@@ -17,6 +17,7 @@ from msconv_deploy.cli.common import (
     VerboseOption,
     start,
 )
+from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.site_tables import print_near_misses, print_sites
 from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.files import check_writable
@@ -34,6 +35,7 @@ def command(
 ) -> None:
     """Show the sites of a model, how their uniformity was found, and why other contractions are no sites."""
     start(quiet, verbose)
+    bound_memory()
     if json is not None:
         check_writable(json, force)
     from msconv_deploy.optimizing import inspect_file

@@ -12,6 +12,7 @@ import typer
 
 from msconv_deploy import __version__
 from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
+from msconv_deploy.cli.memory import limits_kept
 from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import ExitCode, MsconvError
 
@@ -66,7 +67,8 @@ def _terminated(number: int, frame: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code (``docs/spec.md``)."""
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with limits_kept():
+            code = app(args=arguments, standalone_mode=False)
     except MsconvError as error:
         say(f"msconv: {error}", err=True)
         return int(error.exit_code)
@@ -88,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"msconv: {error.strerror or error}:{where}", err=True)
         return int(ExitCode.BAD_INPUT)
     except Exception as error:  # a fault of ours; Python's own exit code 1 would say that outputs differ
-        logger.info("the traceback", exc_info=True)
+        logger.info("the traceback", exc_info=not isinstance(error, MemoryError))
         given = " ".join(sys.argv[1:] if arguments is None else arguments)
         what = (
             "not enough memory"

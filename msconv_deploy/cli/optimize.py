@@ -20,8 +20,9 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
+from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.site_tables import MAX_ROWS, print_near_misses, print_sites
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def command(
     A result that differs (exit code 1) or cannot be verified (exit code 3) is not written; --no-verify writes it unseen.
     """
     start(quiet, verbose)
+    bound_memory()
     from msconv_deploy.optimizing import OptimizeOptions, optimize_file
     from msconv_deploy.validation import parse_range
     from msconv_deploy.validation.input_shapes import parse_input_shapes
@@ -120,7 +122,8 @@ def _print(report: OptimizeReport, quiet: bool) -> None:
             lines.append(f"size {bytes_text(before.bytes)} → {bytes_text(after.bytes)}")
         if before.macs is not None:
             saving = saving_text(before.macs, after.macs)
-            lines.insert(0, f"MACs {count_text(before.macs)} → {count_text(after.macs)} ({saving})")
+            counts = f"MACs {count_text(before.macs)} → {count_text(after.macs)}"
+            lines.insert(0, f"{counts} ({saving})" if saving else counts)
         console.print("; ".join(lines), markup=False, soft_wrap=True)
         for note in report.notes:
             console.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -145,7 +148,6 @@ def _summary(report: OptimizeReport) -> str:
 
 def _print_verification(console: Console, check: Verification) -> None:
     """The worst comparison of every tensor; all that did not pass."""
-    from rich.markup import escape
     from rich.table import Table
 
     from msconv_deploy.reporting.numbers import difference_text
@@ -166,15 +168,15 @@ def _print_verification(console: Console, check: Verification) -> None:
     for what, row in rows[:MAX_ROWS]:
         style = {"passed": "green", "differ": "bold red"}.get(row.verdict, "yellow")
         table.add_row(
-            escape(row.output),
+            cell(row.output),
             what,
-            escape(size_text(row.size)),
+            cell(size_text(row.size)),
             row.dtype,
             difference_text(row.border),
             difference_text(row.interior),
             difference_text(row.difference),
             difference_text(row.tolerance),
-            f"[{style}]{row.verdict}[/]" + (f": {escape(row.reason)}" if row.reason else ""),
+            f"[{style}]{row.verdict}[/]" + (f": {cell(row.reason)}" if row.reason else ""),
         )
     if rows:
         console.print(table)
@@ -187,7 +189,10 @@ def _print_verification(console: Console, check: Verification) -> None:
     if check.cases:
         say("compared at: " + "; ".join(size_text(case.size) for case in check.cases))
     if check.refused:
-        say("refused by the original itself: " + "; ".join(size_text(case.size) for case in check.refused))
+        say(
+            "refused by the original, or not defined there: "
+            + "; ".join(size_text(case.size) for case in check.refused)
+        )
     for name in check.insensitive_sites:
         say(f"insensitive: moving the tiled operand does not move {name}: agreement there proves nothing")
     for name in check.insensitive_inputs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from msconv_deploy.cli.terminal import cell
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -19,7 +21,6 @@ def print_sites(console: Console, sites: Sequence[SiteReport], decisions: bool) 
     Args:
         decisions: with what was decided and why, else with the way the uniformity was found.
     """
-    from rich.markup import escape
     from rich.table import Table
 
     from msconv_deploy.reporting.numbers import bytes_text, count_text, ratio_text
@@ -45,13 +46,13 @@ def print_sites(console: Console, sites: Sequence[SiteReport], decisions: bool) 
             + (f": {site.reason}" if site.reason else "")
         )
         table.add_row(
-            escape(site.node),
-            escape(f"{site.op} {site.geometry}"),
+            cell(site.node),
+            cell(f"{site.op} {site.geometry}"),
             f"{site.uniform_channels} of {site.channels}",
             change(site.macs_before, site.macs_after, count_text),
             change(site.bytes_before, site.bytes_after, bytes_text),
             ratio_text(site.estimated_gain),
-            escape(what if decisions else _segments(site)),
+            cell(what if decisions else _segments(site)),
         )
     console.print(table)
     _rest(console, len(sites))
@@ -73,7 +74,6 @@ def _segments(site: SiteReport) -> str:
 
 def print_near_misses(console: Console, near_misses: Sequence[NearMissReport]) -> None:
     """One row a near-miss, with the reason."""
-    from rich.markup import escape
     from rich.table import Table
 
     if not near_misses:
@@ -82,7 +82,7 @@ def print_near_misses(console: Console, near_misses: Sequence[NearMissReport]) -
     for heading in ("node", "operator", "reason", "because of"):
         table.add_column(heading, overflow="fold")
     for miss in near_misses[:MAX_ROWS]:
-        table.add_row(escape(miss.node), escape(miss.op), escape(miss.reason), escape(", ".join(miss.nodes)))
+        table.add_row(cell(miss.node), cell(miss.op), cell(miss.reason), cell(", ".join(miss.nodes)))
     console.print(table)
     _rest(console, len(near_misses))
 

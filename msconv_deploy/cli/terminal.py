@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _WIDTH = 160
 """Where output goes to a file: wide enough for tables."""
 
+_CELL = 400
+"""Characters of a cell."""
+
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _UNSHOWN = [
     *range(0x80, 0xA0),  # the second set of control characters: some terminals take 0x9b for ESC [
@@ -30,6 +33,13 @@ _TABLE = _PICTURES | dict.fromkeys(_UNSHOWN, 0xFFFD)
 def printable(text: str) -> str:
     """The text with control characters as their pictures (ESC is ``␛``); line ends and tabs stay."""
     return text.translate(_TABLE)
+
+
+def cell(text: str) -> str:
+    """A text out of a file as a cell of a table: not as rich's markup, and not longer than anybody reads."""
+    from rich.markup import escape
+
+    return escape(text if len(text) <= _CELL else f"{text[: _CELL - 3]}...")
 
 
 def say(text: str, err: bool = False) -> None:

@@ -18,7 +18,8 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
-from msconv_deploy.cli.terminal import make_console
+from msconv_deploy.cli.memory import bound_memory
+from msconv_deploy.cli.terminal import cell, make_console
 from msconv_deploy.errors import BadInputError, ExitCode
 from msconv_deploy.files import check_writable
 
@@ -101,6 +102,8 @@ def command(
 ) -> int:
     """Compare an ONNX file with its PyTorch module or with another ONNX file, at several sizes."""
     start(quiet, verbose)
+    if "trt" not in (runtimes or ""):  # a GPU's driver reserves more addresses than there is memory
+        bound_memory()
     if json is not None:
         check_writable(json, force)
     if reference is not None and (recipe is not None or checkpoint is not None):
@@ -219,26 +222,25 @@ def _summary(report: ValidationReport) -> str:
 
 
 def _print_comparisons(console: Console, report: ValidationReport) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from msconv_deploy.validation import size_text
 
-    table = Table(title=f"{escape(report.model)} against {escape(report.reference_runtime)}", title_justify="left")
+    table = Table(title=f"{cell(report.model)} against {cell(report.reference_runtime)}", title_justify="left")
     for heading in ("runtime", "size", "output", "dtype", "border", "interior", "tolerance", "verdict"):
         table.add_column(heading, justify="right" if heading in ("border", "interior", "tolerance") else "left")
     for row in sorted(report.comparisons, key=lambda c: c.verdict == "passed")[:MAX_ROWS]:
         style = {"passed": "green", "differ": "bold red"}.get(row.verdict, "yellow")
         whole = row.border is None
         table.add_row(
-            escape(row.runtime),
-            escape(size_text(row.size)),
-            escape(row.output),
+            cell(row.runtime),
+            cell(size_text(row.size)),
+            cell(row.output),
             row.dtype,
             "exact" if row.exact and row.difference is not None else _number(row.difference if whole else row.border),
             "" if whole else "none" if row.interior is None else _number(row.interior),
             _number(row.tolerance),
-            f"[{style}]{row.verdict}[/]" + (f": {escape(row.reason)}" if row.reason else ""),
+            f"[{style}]{row.verdict}[/]" + (f": {cell(row.reason)}" if row.reason else ""),
         )
     console.print(table)
     console.print("border, interior: max|a-b| over these pixels / max|b| over the tensor, b the reference")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from msconv_deploy.errors import BadInputError, BuildFailedError, UnverifiedError
-from msconv_deploy.exporting.model import example_inputs, load_model
+from msconv_deploy.exporting.model import check_example, example_inputs, load_model
 from msconv_deploy.exporting.recipe import FormName, Precision, Recipe
 from msconv_deploy.exporting.tracing import trace
 from msconv_deploy.files import check_writable, sha256_of
@@ -58,7 +58,7 @@ def export_recipe(
         One sidecar per artefact, as written. An artefact that differs from the module is not kept.
 
     Raises:
-        BadInputError: recipe, checkpoint or output folder are not right.
+        BadInputError: recipe, checkpoint or output folder are not right, or the network does not run at the example size.
         BuildFailedError: the exporter failed or wrote something else than was asked for.
     """
     forms, precisions, opset = recipe.export.forms, recipe.export.precision, recipe.export.opset
@@ -76,6 +76,8 @@ def export_recipe(
     for precision in precisions:
         progress(f"{recipe.name} {precision}: exporting ({recipe.export.exporter}, opset {opset})")
         network = load_model(recipe, precision)
+        if precision == precisions[0]:
+            check_example(recipe, network, seed)
         with tempfile.TemporaryDirectory(dir=Path(output_dir) / recipe.name, prefix=".export-") as folder:
             raw = Path(folder) / "raw.onnx"
             trace(network, recipe, example_inputs(recipe, precision, seed), raw)
@@ -267,6 +269,7 @@ def _validate(sidecar: Sidecar, recipe: Recipe, network: nn.Module, path: Path, 
     sidecar.largest_difference = report.largest_difference
     sidecar.tolerance = max((c.tolerance for c in report.comparisons if c.runtime == "ort"), default=None)
     sidecar.sizes = [case.size for case in report.cases]
+    sidecar.refused = report.refused
     sidecar.build_checks = {check.runtime: check.status for check in report.build_checks}
     sidecar.timings = report.timings
     if report.divergence is not None and report.divergence.found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.exporting.checkpoint import load_into, read_state_dict
 from msconv_deploy.exporting.recipe import Precision, Recipe
+from msconv_deploy.ops.symbolic import size_text
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -46,6 +48,34 @@ def example_inputs(
             bits = torch.randint(0, 2, shape, generator=generator)
             inputs[name] = bits.bool() if spec.dtype == "bool" else bits
     return inputs
+
+
+def check_example(recipe: Recipe, network: nn.Module, seed: int = 0) -> None:
+    """Run the network at the example size, in float32: some CPUs do not compute every operator in float16.
+
+    Exporters do not do that: what they trace may hold at other sizes only, such as images with as many rows as columns.
+
+    Raises:
+        BadInputError: it raised something; the message has the inputs as the recipe says them, and what it said.
+    """
+    inputs = example_inputs(recipe, "fp32", seed)
+    subject = network if all(p.dtype != torch.float16 for p in network.parameters()) else copy.deepcopy(network).float()
+    try:
+        with torch.no_grad():
+            subject(**inputs)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the network's code raises is the finding
+        lines = str(error).strip().splitlines() or [""]
+        shapes = ", ".join(
+            f"{name} [{', '.join(map(str, spec.shape))}] = {list(inputs[name].shape)}"
+            for name, spec in recipe.inputs.items()
+        )
+        raise BadInputError(
+            f"{recipe.path}: {type(network).__name__} does not run at the recipe's example size "
+            f"{size_text(recipe.example)}: {type(error).__name__}: {lines[0][:300]}. Correct [inputs] or [example]; "
+            f"its inputs were {shapes}"
+        ) from error
 
 
 def _build(recipe: Recipe) -> nn.Module:

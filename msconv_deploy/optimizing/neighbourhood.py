@@ -10,6 +10,7 @@ from typing import Literal
 
 import onnx
 
+from msconv_deploy.model_checks import propagates
 from msconv_deploy.reporting.optimize import SiteReport, SiteView, View, ViewNode
 from msconv_deploy.surgery.engine.editing import skeleton_of
 
@@ -36,7 +37,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         skeleton, _ = skeleton_of(model)
         with suppress(onnx.shape_inference.InferenceError, RuntimeError):  # drawn without shapes then
-            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
+            skeleton = onnx.shape_inference.infer_shapes(skeleton, data_prop=propagates(skeleton))
         graph = skeleton.graph
         self.nodes = list(graph.node)
         self.weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from msconv_deploy.reporting.report import Model, Report, Verdict
+from msconv_deploy.reporting.validation import RefusedCase, Size
 
 FormName = Literal["portable", "fused", "plugin"]
 
@@ -42,7 +43,8 @@ class Sidecar(Report):
     validated_as: FormName | None = Field(default=None, description="the form that was run: fused for a plugin form")
     largest_difference: dict[str, float | None] = Field(description="runtime -> largest difference from PyTorch")
     tolerance: float | None = None
-    sizes: list[dict[str, int]] = Field(default_factory=list, description="sizes that were compared")
+    sizes: list[Size] = Field(default_factory=list, description="sizes that were compared")
+    refused: list[RefusedCase] = Field(default_factory=list, description="sizes that the PyTorch module itself refuses")
     build_checks: dict[str, str] = Field(default_factory=dict, description="runtime -> passed, failed or not available")
 
 

@@ -82,7 +82,9 @@ class Verification(Model):
     reason: str = ""
     interface_changes: list[str] = Field(default_factory=list, description="inputs, outputs, order, types, dims, opset")
     cases: list[Case] = Field(default_factory=list)
-    refused: list[RefusedCase] = Field(default_factory=list, description="sizes that the original itself refuses")
+    refused: list[RefusedCase] = Field(
+        default_factory=list, description="sizes that the original refuses, or where it is not defined"
+    )
     sites: list[Comparison] = Field(
         default_factory=list, description="output of every rewritten contraction, optimizations of the runtime off"
     )

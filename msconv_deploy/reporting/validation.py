@@ -23,7 +23,10 @@ class Case(Model):
 
 
 class RefusedCase(Model):
-    """Inputs that the reference itself does not run on. They say nothing about the model under test."""
+    """Inputs that the reference itself does not run on, or for which what it computes is empty or not defined.
+
+    They say nothing about the model under test.
+    """
 
     size: Size
     reason: str

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnxruntime
 from polygraphy.backend.onnxrt import OnnxrtRunner
 
-from msconv_deploy.errors import BadInputError, NotAvailableError
+from msconv_deploy.errors import BadInputError, NotAvailableError, UnverifiedError
 from msconv_deploy.model_files import serialized
 from msconv_deploy.runtimes.settings import Settings
 
@@ -24,6 +29,8 @@ _LEVELS = {
 }
 # With this entry a model that is given as bytes finds its external data in that folder.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_LIMIT_VARIABLE = "MSCONV_RUN_SECONDS"
+_WATCH_SECONDS = 0.5  # between two looks at the clock
 _FATAL_ONLY = 4  # errors arrive as exceptions; the log would say them a second time
 
 
@@ -58,6 +65,8 @@ def make_session(
     Raises:
         BadInputError: ONNX Runtime does not accept the file.
         NotAvailableError: the provider or an operator's kernel is missing.
+
+    A run of the session raises UnverifiedError after :func:`run_limit` seconds: a Loop in a file may have no end.
     """
     if settings.provider not in onnxruntime.get_available_providers():
         raise NotAvailableError(
@@ -75,9 +84,91 @@ def make_session(
         options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(Path(path).resolve().parent))
         source = serialized(model, Path(path).parent)
     try:
-        return onnxruntime.InferenceSession(source, options, providers=[settings.provider])
+        return _BoundedSession(source, options, providers=[settings.provider])
     except Exception as error:  # its exception classes have no common base
         raise _explained(path, error) from None
+
+
+def run_limit() -> float:
+    """Seconds after which a run is stopped: the environment's ``MSCONV_RUN_SECONDS``, or ten minutes.
+
+    Raises:
+        BadInputError: the variable is not a positive number.
+    """
+    text = os.environ.get(_LIMIT_VARIABLE, "600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise BadInputError(f"{_LIMIT_VARIABLE}={text}: expected a number of seconds above 0")
+    return seconds
+
+
+class _BoundedSession(onnxruntime.InferenceSession):
+    """A session whose runs end."""
+
+    def __init__(self, source: str | bytes, *arguments: Any, **options: Any) -> None:
+        self._limit = run_limit()
+        super().__init__(source, *arguments, **options)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        run_options: onnxruntime.RunOptions | None = None,
+    ) -> Any:
+        options = run_options or onnxruntime.RunOptions()
+        with _WATCH.over(options, self._limit) as entry:
+            try:
+                return super().run(output_names, input_feed, options)
+            except Exception as error:
+                if not entry.stopped:
+                    raise
+                raise UnverifiedError(
+                    f"a run took longer than {self._limit:g} s and was stopped: has the model a Loop without end? If it needs "
+                    f"longer, set {_LIMIT_VARIABLE}"
+                ) from error
+
+
+class _Watched:
+    """A run that is under way."""
+
+    def __init__(self, options: onnxruntime.RunOptions, seconds: float) -> None:
+        self.options, self.due, self.stopped = options, time.monotonic() + seconds, False
+
+
+class _Watch:
+    """Stops runs at their time. One thread looks after all of them: starting one takes as long as running a small model."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, _Watched] = {}
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    @contextmanager
+    def over(self, options: onnxruntime.RunOptions, seconds: float) -> Iterator[_Watched]:
+        entry = _Watched(options, seconds)
+        self._under_way[id(entry)] = entry
+        if self._thread is None or not self._thread.is_alive():  # as in a forked process
+            with self._starting:
+                self._thread = threading.Thread(target=self._watch, name="run-limit", daemon=True)
+                self._thread.start()
+        try:
+            yield entry
+        finally:
+            del self._under_way[id(entry)]
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            for entry in list(self._under_way.values()):
+                if entry.due <= time.monotonic():
+                    entry.stopped = True
+                    entry.options.terminate = True
+
+
+_WATCH = _Watch()
 
 
 def _explained(path: Path | str, error: Exception) -> BadInputError | NotAvailableError:

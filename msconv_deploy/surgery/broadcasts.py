@@ -60,8 +60,8 @@ def broadcast_pass(model: onnx.ModelProto, folder: Path, decide: Decider, shapes
 
 def _match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | None:
     dims = symbols.dims(node.outputs[0]) if node.outputs else None
-    if dims is None or len(dims) < 2:
-        return None
+    if dims is None or len(dims) < 2 or 0 in dims:
+        return None  # of a result without elements nothing is gained
     sunk = sink_broadcast.match(node, symbols, decomposer)
     if isinstance(sunk, sink_broadcast.Match):
         return sunk if any(sunk.dims[axis] != 1 for axis in sunk.segment.uniform) else None

@@ -11,6 +11,8 @@ Three checks:
 * Both are widened where a pairwise distance is rewritten, by a bound from its operands (:mod:`.cancellation`).
 * Interface: inputs, outputs, their order, types and symbolic dims, opsets, metadata.
 
+Sizes at which the original computes nothing, or nothing defined (:mod:`.joins`), count for neither comparison.
+
 Tolerances come from the *original* graph, so that a rewrite cannot loosen what it is measured by.
 """
 
@@ -36,6 +38,7 @@ from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.graph import OnnxGraph, graph_of
 from msconv_deploy.validation.inputs import Inputs, mentioned_sizes
 from msconv_deploy.validation.interface import interface_changes
+from msconv_deploy.validation.joins import extent_nodes, joins_of, undefined
 from msconv_deploy.validation.judging import judge, not_run, overall
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.sensitivity import insensitive
@@ -135,8 +138,10 @@ class _Work:
         self.site_outputs = [site.output for site in self.sites]
         self.graph: OnnxGraph = graph_of(original, path)
         self.outputs = [spec.name for spec in self.graph.outputs]
+        self._joins = joins_of(original, self.graph)
+        self._extents = extent_nodes(self._joins)
         self.reference = Reference(
-            self._runner(original, "reference", "none", self.site_outputs),
+            self._runner(original, "reference", "none", self.site_outputs, self._extents),
             self._runner(original, "reference, optimized", "all"),
         )
         self._allowances: dict[str, dict[str, float]] = {}  # of the sets of inputs, by name
@@ -152,24 +157,38 @@ class _Work:
     def _computing(
         self, cases: Sequence[UsableCase], refused: Sequence[RefusedCase]
     ) -> tuple[list[UsableCase], list[RefusedCase]]:
-        """Cases in which every site computes something; the others, such as images smaller than a window, are refused."""
+        """Cases in which every site computes something, and something defined; the others are refused for all comparisons.
+
+        They are images smaller than a window, for instance. Nothing can be learned there: neither that a rewrite is right
+        nor that it is wrong.
+        """
         usable, without = [], list(refused)
+        extents = {node.output[0] for node in self._extents}
         for case in cases:
             empty = [name for name in self.site_outputs if not np.asarray(case.expected[name]).size]
-            if empty:
-                reason = f"it computes nothing there: {empty[0]} is empty"
+            reason = (
+                f"it computes nothing there: {empty[0]} is empty" if empty else undefined(self._joins, case.expected)
+            )
+            if reason:
                 without.append(RefusedCase(size=case.inputs.size, reason=reason))
             else:
-                usable.append(case)
+                usable.append(_restricted(case, [name for name in case.expected if name not in extents]))
         return usable, without
 
-    def _runner(self, model: onnx.ModelProto, name: str, optimization: Any, tensors: Iterable[str] = ()) -> BaseRunner:
+    def _runner(
+        self,
+        model: onnx.ModelProto,
+        name: str,
+        optimization: Any,
+        tensors: Iterable[str] = (),
+        nodes: Sequence[onnx.NodeProto] = (),
+    ) -> BaseRunner:
         from polygraphy.backend.onnxrt import OnnxrtRunner
 
         from msconv_deploy.runtimes.onnx_runtime import make_session
 
         settings = replace(self.options.settings, optimization=optimization)
-        with exposed(model, tensors):
+        with exposed(model, [*tensors, *(name for node in nodes for name in node.output)], nodes):
             return OnnxrtRunner(make_session(self.path, settings, model), name=name)
 
     # -- comparisons -----------------------------------------------------------------------------------------------

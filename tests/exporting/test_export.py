@@ -14,11 +14,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="export needs torch: pip install 'msconv-deploy[torch]'")
 from safetensors.torch import save_file  # noqa: E402
 
+from msconv_deploy.cli.main import main  # noqa: E402
 from msconv_deploy.errors import BadInputError, BuildFailedError, ExitCode  # noqa: E402
 from msconv_deploy.exporting import export as export_module  # noqa: E402
 from msconv_deploy.exporting import export_recipe, load_model, load_recipe  # noqa: E402
+from msconv_deploy.exporting.model import check_example  # noqa: E402
 from msconv_deploy.model_files import read_model  # noqa: E402
 from msconv_deploy.ops.forms import Form, form_of, msconv_nodes  # noqa: E402
+from msconv_deploy.reporting.export import ExportReport  # noqa: E402
 from tests.oracle import difference  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +189,61 @@ def test_networks_that_cannot_be_exported(tmp_path, kind, error, message):
     with pytest.raises(error, match=message):
         export_recipe(load_recipe(recipe_for(tmp_path, kind)), tmp_path / "out")
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def minimal_with(folder, **changed):
+    """The minimal recipe with other lines; checkpoint and network stay where they are."""
+    lines = RECIPE.read_text().replace("../models", str(ROOT / "models")).splitlines()
+    replaced = [f"{key} = {changed[key]}" if (key := line.split(" = ")[0]) in changed else line for line in lines]
+    assert len(changed) == sum(old != new for old, new in zip(lines, replaced, strict=True))
+    path = folder / "changed.toml"
+    path.write_text("\n".join(replaced))
+    return path
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_a_recipe_whose_example_the_network_refuses(tmp_path, capsys, exporter):
+    """Exporters write it all the same: while they trace, the extents are names that they take for equal."""
+    path = minimal_with(tmp_path, rows='["N", 1, "W"]')
+    assert main(["export", str(path), "-o", str(tmp_path / "out"), "--exporter", exporter]) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert f"{path}: Minimal does not run at the recipe's example size N=2,H=24,W=32" in said
+    assert "source nch must have 2 channels" in said
+    assert "rows [N, 1, W] = [2, 1, 32]" in said
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_inputs_that_forward_does_not_have(tmp_path):
+    path = recipe_for(tmp_path, "Reflect")
+    path.write_text(path.read_text().replace('nc = ["N", 2]', 'vector = ["N", 2]'))
+    with pytest.raises(BadInputError, match=r"reflect.toml: Reflect does not run .* argument 'vector'"):
+        export_recipe(load_recipe(path), tmp_path / "out")
+
+
+def test_sizes_that_the_module_refuses_are_reported(tmp_path, capsys):
+    """One vector for the columns is called one for the rows, which only square images do not show."""
+    path = minimal_with(tmp_path, rows='["N", 2, "W"]', H="32", forms='["fused"]', precision='["fp32"]')
+    code = main(["export", str(path), "-o", str(tmp_path / "out"), "--no-rtx", "--json", str(tmp_path / "r.json")])
+    said = capsys.readouterr().out
+    assert code == 0
+    (sidecar,) = ExportReport.model_validate_json((tmp_path / "r.json").read_text()).artefacts
+    assert sidecar.verdict == "passed"
+    assert all(size["H"] == size["W"] for size in sidecar.sizes)
+    refused = {(case.size["H"], case.size["W"]): case.reason for case in sidecar.refused}
+    assert "nch has height 48 but nchw has height 32" in refused[32, 48]
+    assert f"{len(sidecar.sizes)} of {len(sidecar.sizes) + len(refused)} sizes" in " ".join(said.split())
+    assert "not compared: the PyTorch module of changed does not run at N=1,H=32,W=48: BadInputError" in said
+
+
+def test_the_example_is_run_in_float32(tmp_path):
+    """A CPU that does not compute some operator in float16 says nothing about the recipe; the weights stay as they are."""
+    recipe = load_recipe(RECIPE)
+    network = load_model(recipe, "fp16")
+    seen = []
+    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["image"].dtype), with_kwargs=True)
+    check_example(recipe, network)
+    assert seen == [torch.float32]
+    assert {p.dtype for p in network.parameters()} == {torch.float16}
 
 
 def test_an_unused_input_is_reported(tmp_path):

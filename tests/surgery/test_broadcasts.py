@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from msconv_deploy.surgery.optimize import Result, inspect_model, optimize_model
@@ -131,3 +132,24 @@ def test_near_misses_name_what_ended_the_knowledge(form: str) -> None:
         assert not misses
     else:
         assert misses[0].reason.startswith("Resize copies only" if form == "resize" else "Softmax between the copies")
+
+
+@pytest.mark.parametrize("shape_is_read", [True, False])
+@pytest.mark.parametrize("between", ["InstanceNormalization", "Softmax"])
+def test_a_near_miss_names_what_mixes_the_copies_and_not_what_reads_their_shape(
+    between: str, shape_is_read: bool
+) -> None:
+    """A GroupNorm as exporters write it: the way through Shape is the shortest, and no value takes it."""
+    net = Net()
+    x = net.node("Concat", image(net, 8), copies_of(net, 8), axis=1)
+    grouped = net.node("Reshape", x, net.ints(0, 2, -1), name="groups")
+    parameters = [net.constant(np.ones(2, np.float32)), net.constant(np.zeros(2, np.float32))]
+    more = parameters if between == "InstanceNormalization" else []
+    mixed = net.node(between, grouped, *more, name="mixes")
+    whole = net.node("Shape", x, name="shape") if shape_is_read else net.ints(1, 8, 8, 8)
+    net.output(net.node("Conv", net.node("Reshape", mixed, whole), net.random(8, 8, 3, 3)))
+    (miss,) = inspect_model(net.model(), Path()).near_misses
+    # A Softmax would be computed per copy if the Reshape left them apart.
+    wanted = ("InstanceNormalization", "mixes") if more else ("Reshape", "groups")
+    assert miss.reason == f"{wanted[0]} between the copies and the contraction is not computed per copy"
+    assert miss.nodes[1] == wanted[1]

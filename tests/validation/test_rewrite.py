@@ -11,9 +11,11 @@ from msconv_deploy.model_files import read_model
 from msconv_deploy.surgery.optimize import optimize_model
 from msconv_deploy.validation import InputOptions, ValidationOptions
 from msconv_deploy.validation.inputs import Inputs
+from msconv_deploy.validation.joins import Join
 from msconv_deploy.validation.macs import count_macs
 from msconv_deploy.validation.rewrite import OUTPUTS, SITES, verify_rewrite
 from msconv_deploy.validation.site_sensitivity import CheckedSite
+from tests.surgery.graphs import Net
 from tests.tile_models import tiled_conv
 
 SITE = CheckedSite("first", "t1", 19, [(3, 16)])
@@ -201,3 +203,99 @@ def test_macs_in_function_bodies(tmp_path):
     function = helper.make_function("own", "Product", ["a", "b"], ["c"], [body], [helper.make_opsetid("", 17)])
     node = helper.make_node("Product", ["x", "w"], ["y"], domain="own")
     assert count(tmp_path, node, {"x": [2, 3], "w": [3, 4]}, [function]) == 24
+
+
+# -- sizes at which the original is not defined --------------------------------------------------------------------------
+
+UNDEFINED = {"N": 1, "H": 1, "W": 1}
+
+
+def pooled(path: Path, channels: int = 4) -> Path:
+    """A convolution of an image at half the size and a tile whose extents are computed, as exporters do, as H / 2 and W / 2.
+
+    Of an extent of 1 the pooling makes 1 in ONNX Runtime and the division 0: the tile is empty there, and its channels of
+    the joined tensor are memory that nobody wrote.
+    """
+    net = Net(opset=18)
+    image = net.node(
+        "AveragePool", net.input("N", 3, "H", "W", name="x"), kernel_shape=[2, 2], strides=[2, 2], name="pool"
+    )
+    halves = [net.node("Div", net.extent(dim), net.ints(2)) for dim in "HW"]
+    extents = net.node("Concat", net.extent("N"), net.ints(channels), *halves, axis=0)
+    tile = net.node("Expand", net.input("N", channels, 1, 1, name="s"), extents, outputs="tile")
+    joined = net.node("Concat", image, tile, axis=1, name="join")
+    weight = net.random(5, 3 + channels, 3, 3, name="w")
+    net.output(net.node("Conv", joined, weight, outputs="t1", name="first", pads=[1, 1, 1, 1]))
+    onnx.save(net.model(), path)
+    return path
+
+
+POOLED = CheckedSite("first", "t1", 7, [(3, 4)])
+
+
+def test_a_size_at_which_the_original_is_not_defined_condemns_no_right_rewrite(tmp_path):
+    path = pooled(tmp_path / "m.onnx")
+    original, rewritten = optimized(path)
+    report = verify_rewrite(path, original, rewritten, [POOLED]).report
+    assert (report.verdict, report.reason) == ("passed", "")
+    (left_out,) = [case for case in report.refused if case.size == UNDEFINED]
+    assert "not defined: Concat join joins" in left_out.reason
+    assert "[1, 4, 0, 0]" in left_out.reason
+    assert all(row.size != UNDEFINED for row in report.comparisons)
+    assert len(report.sites) == len(report.outputs) == len(report.cases) == 5
+
+
+def test_nor_does_it_hide_a_wrong_one(tmp_path):
+    """Whichever of the new weights is wrong, and whether the sizes that are defined are given or the default ones."""
+    path = pooled(tmp_path / "m.onnx")
+    original, rewritten = optimized(path)
+    new = {t.name for t in rewritten.graph.initializer if t.data_type == TensorProto.FLOAT and "/msconv" in t.name}
+    assert len(new) > 1
+    for name in new:
+        wrong = onnx.ModelProto()
+        wrong.CopyFrom(rewritten)
+        tensor = next(t for t in wrong.graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.05), name))
+        for sizes in ([], [UNDEFINED, {"N": 1, "H": 12, "W": 10}]):
+            report = verify_rewrite(
+                path, original, wrong, [POOLED], ValidationOptions(InputOptions(sizes=sizes))
+            ).report
+            assert report.verdict == "differ", name
+            assert "differ" in {row.verdict for row in report.sites}
+            assert "differ" in {row.verdict for row in report.outputs}
+
+
+def test_where_no_size_is_defined_nothing_is_verified(tmp_path):
+    path = pooled(tmp_path / "m.onnx")
+    original, rewritten = optimized(path)
+    options = ValidationOptions(inputs=InputOptions(sizes=[UNDEFINED]))
+    for model in (rewritten, spoilt(rewritten, 0.05)):
+        report = verify_rewrite(path, original, model, [POOLED], options).report
+        assert (report.verdict, report.comparisons) == ("unverified", [])
+        assert "Concat join" in report.reason
+
+
+def test_original_and_rewritten_stay_as_they_are_where_concats_are_looked_at(tmp_path):
+    path = pooled(tmp_path / "m.onnx")
+    original, rewritten = optimized(path)
+    before = original.SerializeToString(), rewritten.SerializeToString()
+    verify_rewrite(path, original, rewritten, [POOLED], SMALL)
+    assert (original.SerializeToString(), rewritten.SerializeToString()) == before
+
+
+@pytest.mark.parametrize(
+    ("axis", "shapes", "defined"),
+    [
+        (1, [(1, 3, 4, 4), (1, 2, 4, 4)], True),
+        (1, [(1, 3, 1, 1), (1, 2, 0, 0)], False),
+        (-3, [(1, 2, 0, 1), (1, 3, 1, 1)], False),
+        (1, [(1, 3, 4, 4), (1, 0, 4, 4)], True),  # adds nothing
+        (1, [(1, 3, 4, 4), (0,)], True),  # what PyTorch calls an empty tensor: passed over
+        (1, [(1, 3, 0, 4), (1, 2, 0, 4)], True),  # the result is empty too
+        (1, [(0, 3, 4, 4), (1, 2, 4, 4)], False),
+    ],
+)
+def test_what_a_concat_does_not_define(axis, shapes, defined):
+    names = [f"t{index}" for index in range(len(shapes))]
+    reason = Join("join", axis, names).undefined(dict(zip(names, shapes, strict=True)))
+    assert (reason == "") == defined

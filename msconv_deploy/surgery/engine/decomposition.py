@@ -181,8 +181,13 @@ def _constant_segments(tensor: gs.Constant, axis: Channels, dims: Dims) -> Segme
 Rule = Callable[[Decomposer, gs.Node, gs.Tensor, Channels, Dims], Segments | None]
 
 
-def _aligned(parts: list[Segments], axes: Sequence[Channels]) -> list[list[Segment]]:
-    """Cut several lists of segments at all of their boundaries; result[k] are the k-th pieces of every list."""
+def _aligned(parts: list[Segments], axes: Sequence[Channels]) -> list[list[Segment]] | None:
+    """Cut several lists of segments at all of their boundaries; result[k] are the k-th pieces of every list.
+
+    None if they are not equally long, as in a model whose shapes contradict each other.
+    """
+    if len({sum(segment.size for segment in segments) for segments in parts}) > 1:
+        return None
     bounds: set[int] = set()
     for segments in parts:
         at = 0
@@ -247,7 +252,10 @@ def _elementwise(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Chann
     if not spanning:
         return None
     segments_out = []
-    for pieces in _aligned([s for _, s, _ in spanning], [own for _, _, own in spanning]):
+    aligned = _aligned([s for _, s, _ in spanning], [own for _, _, own in spanning])
+    if aligned is None:
+        return None
+    for pieces in aligned:
         cores: dict[int, Core] = {position: core for position, (core, _, _) in whole.items()}
         sets = [uniform for _, uniform, _ in whole.values()]
         found = [names for _, _, names in whole.values()]
@@ -431,7 +439,7 @@ def _copied(
 
 def _tile(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims) -> Segments | None:
     source, repeats = this.symbols.dims(node.inputs[0]), this.symbols.values(node.inputs[1])
-    if source is None or len(source) != len(dims):
+    if source is None or len(source) != len(dims) or (repeats is not None and len(repeats) != len(dims)):
         return None
     copied = set()
     for i, extent in enumerate(source):
@@ -467,7 +475,9 @@ def _constant_of_shape(
     this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims
 ) -> Segments | None:
     value = node.attrs.get("value")
-    number = np.asarray(value.values if value is not None else np.zeros(1, np.float32)).reshape(-1)[:1]
+    number = np.asarray(value.values if value is not None else np.zeros(1, np.float32))
+    if number.size != 1:
+        return None
     core = Literal((1,) * len(dims), number.reshape((1,) * len(dims)))
     uniform = frozenset(i for i, d in enumerate(dims) if d != 1)
     size = _size(dims, axis)
@@ -520,7 +530,10 @@ def _concat(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, 
     if at == axis:
         return tuple(s for p in known for s in p)
     out = []
-    for pieces in _aligned(known, [axis] * len(known)):
+    aligned = _aligned(known, [axis] * len(known))
+    if aligned is None:
+        return None
+    for pieces in aligned:
         uniform = frozenset.intersection(*(p.uniform for p in pieces)) - {at}
         if any(p.uniform - {at} != uniform or at in p.uniform for p in pieces):
             return None  # one part has copies where another has not: they cannot be joined as cores

@@ -18,6 +18,8 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from msconv_deploy.errors import BadInputError
+from msconv_deploy.model_checks import propagates
 from msconv_deploy.model_files import MIN_REFERENCE_BYTES, copy_field, external_location, without_weights
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
@@ -98,7 +100,12 @@ class EditableModel:
         self._spool = Spool() if any(is_inline_reference(t) for t in model.graph.initializer) else None
         self._skeleton, self._weights = skeleton_of(model)
         self.inferred, self._stale = _infer(self._skeleton)
-        self.graph = gs.import_onnx(self._skeleton)
+        try:
+            self.graph = gs.import_onnx(self._skeleton)
+        except UnicodeDecodeError as error:
+            raise BadInputError(
+                f"an attribute of a node is no UTF-8 text, and onnx-graphsurgeon reads no other: {error}"
+            ) from None
         for tensor in self.graph.tensors().values():
             if isinstance(tensor, gs.Constant) and tensor.name in self._weights:
                 tensor.values = _DeferredValues(self._weights[tensor.name], folder)
@@ -336,7 +343,11 @@ def _without_declarations(skeleton: onnx.ModelProto) -> onnx.ModelProto:
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=propagates(model))
+    except MemoryError:  # an absurd axis or extent makes a list of that length there
+        raise BadInputError(
+            "ONNX's shape inference takes more memory than there is: a value in the model is absurd"
+        ) from None
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return model
 

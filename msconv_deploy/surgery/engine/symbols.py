@@ -323,7 +323,7 @@ def _tile(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | 
     dims, repeats = symbols.dims(node.inputs[0]), symbols.values(node.inputs[1])
     if dims is None:
         return None
-    if repeats is None:
+    if repeats is None or len(repeats) != len(dims):
         return [None] * len(dims)
     return [_product(d, r) for d, r in zip(dims, repeats, strict=True)]
 

@@ -598,7 +598,7 @@ _VALUES: Mapping[str, Callable[..., Any]] = {
     "Sub": _binary(np.subtract),
     "Mul": _binary(np.multiply),
     "Div": _divided,
-    "Mod": _binary(np.mod),
+    "Mod": lambda attrs, a, b: (np.fmod if attrs.get("fmod") else np.mod)(a, b),
     "Max": _binary(np.maximum),
     "Min": _binary(np.minimum),
     "Neg": lambda attributes, x: -x,

@@ -15,6 +15,7 @@ the terms that broadcast. Saves the uniform channels' share of the contraction, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,12 @@ _NEAR = 24
 
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 
+_EXTENTS = ("Shape", "Size")
+"""Operators whose result holds no values of what they read."""
+
+_NORMALIZATIONS = ("InstanceNormalization", "LayerNormalization", "RMSNormalization")
+"""Operators that exporters put between two Reshapes for a normalization over groups of channels."""
+
 _RESHAPES = ("Unsqueeze", "Squeeze", "Reshape", "Transpose", "Cast", "Identity")
 """Operators that leave open whether an extent of a graph input is 1."""
 
@@ -177,7 +184,7 @@ def _copies_above(node: gs.Node, symbols: Symbols) -> tuple[gs.Node, tuple[gs.No
         above = tensor.inputs[0]
         if operator(above) in ("Expand", "Tile") or _resizes_unknown(above, symbols):
             return above, path
-        if operator(above) not in CONTRACTIONS:
+        if operator(above) not in (*CONTRACTIONS, *_EXTENTS):
             frontier.extend((t, (*path, above)) for t in above.inputs[:3] if t.inputs)
     return None
 
@@ -208,8 +215,11 @@ def _end_of_knowledge(copies: gs.Node, path: tuple[gs.Node, ...], symbols: Symbo
         else:
             reason = f"which axes {copies.op} copies does not follow from the file's structure"
         return Refusal(reason, (str(copies.name),))
-    for blocking in reversed(path):
-        if not _known_uniform(blocking.outputs[0], symbols, decomposer):
+    below = path[::-1]
+    for node, following in zip_longest(below, below[1:]):
+        if not _known_uniform(node.outputs[0], symbols, decomposer):
+            grouped = operator(node) == "Reshape" and following is not None and operator(following) in _NORMALIZATIONS
+            blocking = following if grouped else node  # that Reshape makes the groups, which is not what mixes
             reason = f"{blocking.op} between the copies and the contraction is not computed per copy"
             return Refusal(reason, (str(copies.name), str(blocking.name)))
     return Refusal("the channels that are copied do not reach the contraction", (str(copies.name),))

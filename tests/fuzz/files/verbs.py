@@ -29,6 +29,9 @@ VERBS = ("inspect", "optimize", "optimize-always", "convert", "diff", "validate"
 MEMORY_GROWTH = 3 << 30
 """Bytes by which a process may grow while it works on a file: a few tensors of what constants may be expanded to."""
 
+RUN_SECONDS = "2"
+"""What a run of a model may take: a Loop may have no end."""
+
 _IMPORTED = (
     "torch",  # Polygraphy looks whether an array is one of its tensors
     "polygraphy.backend.onnxrt",
@@ -134,7 +137,7 @@ def _run(line: list[str], folder: Path) -> tuple[int | None, str, str, list[str]
     with _captured(folder / "printed") as printed:
         tempfile.tempdir = str(folder / "tmp")
         try:
-            with mock.patch.object(cli, "app", _command()):
+            with mock.patch.object(cli, "app", _command()), mock.patch.dict(os.environ, MSCONV_RUN_SECONDS=RUN_SECONDS):
                 code = cli.main(line)
         except BaseException as error:  # whatever escapes is what we look for
             import traceback

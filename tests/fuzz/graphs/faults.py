@@ -65,7 +65,7 @@ def _group_scatter(original):
     def wrong(self, channels, groups=None):
         dense = original(self, channels, groups)
         outputs = self.out_channels // self.group
-        return np.roll(dense, outputs, axis=0) if self.group > 1 and groups is None else dense
+        return np.roll(dense, outputs, axis=0) if self.group > 1 else dense
 
     return mock.patch.object(contraction.Contraction, "weight_of", wrong)
 
@@ -115,11 +115,6 @@ def _shift_of_distance(original):
         return original(tensor)[0], 0.0
 
     return mock.patch.object(tiled_distance, "_without_shift", wrong)
-
-
-def _output_between(original):
-    """A tensor between two convolutions that is an output is not kept."""
-    return mock.patch.object(merge_convs, "_read_elsewhere", return_value="")
 
 
 def _wrong_axis(original):
@@ -211,7 +206,6 @@ FAULTS: dict[str, tuple[Callable, object]] = {
     "window-padding": (_window_padding, editing.GraphBuilder.pad),
     "periodic-tile": (_periodic_tile, None),
     "shift-of-distance": (_shift_of_distance, tiled_distance._without_shift),
-    "output-between": (_output_between, None),
     "wrong-axis": (_wrong_axis, sink_broadcast._holder),
     "overridden-default": (_overridden_defaults, editing.skeleton_of),
     "reversed-filter": (_reversed_filter, unfold_matmul.windows_and_weights),

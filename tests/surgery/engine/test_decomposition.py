@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from msconv_deploy.surgery.engine.decomposition import MAX_DEPTH, Decomposer, Group, reshape_groups
+from msconv_deploy.surgery.engine.cores import Literal
+from msconv_deploy.surgery.engine.decomposition import MAX_DEPTH, Decomposer, Group, Segment, _aligned, reshape_groups
 from msconv_deploy.surgery.engine.editing import EditableModel
 from msconv_deploy.surgery.engine.symbols import Symbols
 from tests.surgery.graphs import Net
@@ -180,3 +181,13 @@ def test_depth_is_bounded():
 def test_reshape_groups(source, target, expected):
     groups = reshape_groups(source, target)
     assert groups == (None if expected is None else [Group(*pair) for pair in expected])
+
+
+def test_segments_that_are_not_equally_long_are_not_aligned():
+    """As in a model whose shapes contradict each other."""
+
+    def segment(size):
+        return Segment(size, Literal((1,), np.ones(1)), frozenset({0}), ())
+
+    assert _aligned([(segment(2), segment(1)), (segment(3),)], [None, None]) is not None
+    assert _aligned([(segment(2),), (segment(3),)], [None, None]) is None
