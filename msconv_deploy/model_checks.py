@@ -133,7 +133,7 @@ def _check_tensor_type(kind: onnx.TypeProto.Tensor, where: str) -> None:
     dims = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
     if kind.elem_type not in TensorProto.DataType.values():
         raise BadInputError(f"{where} has the element type {kind.elem_type}, which ONNX does not know")
-    if len(kind.shape.dim) > _MOST_DIMENSIONS or min(dims, default=0) < 0:
+    if len(kind.shape.dim) > _MOST_DIMENSIONS or min(dims, default=0) < -1:  # -1 stands for one that is not known
         raise BadInputError(f"{where} has impossible extents {_dims_text(dims)}")
 
 

@@ -59,10 +59,19 @@ def read_model(path: Path | str) -> onnx.ModelProto:
         raise BadInputError(f"{path}: not an ONNX model: it has no graph with outputs, or no opset")
     with about(path):
         check_structure(model)
+        _clear_unknown_extents(model.graph)
         for tensor in all_tensors(model):
             if uses_external_data(tensor):
                 external_location(tensor, path.parent)
     return model
+
+
+def _clear_unknown_extents(graph: onnx.GraphProto) -> None:
+    """Some exporters write -1 for an extent that they do not know; ONNX leaves it out."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value == -1:
+                dim.ClearField("dim_value")
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

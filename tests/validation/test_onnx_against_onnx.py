@@ -238,7 +238,11 @@ def test_runtimes_that_do_not_fit(tmp_path):
 
 def test_the_plugin_form_is_explained(tmp_path):
     model = onnx.load(two_convs(tmp_path / "a.onnx"))
-    model.graph.node[0].op_type, model.graph.node[0].domain = "MSConv2d", "msconv"
+    node = model.graph.node[0]
+    node.op_type, node.domain = "MSConv2d", "msconv"
+    required = {"sources": [1, 0, 0, 0], "kernel_shape": [3, 3]}
+    given = {attribute.name for attribute in node.attribute}
+    node.attribute.extend(onnx.helper.make_attribute(k, v) for k, v in required.items() if k not in given)
     onnx.save(model, tmp_path / "plugin.onnx")
     with pytest.raises(NotAvailableError, match="convert --form fused"):
         validate_onnx_against_onnx(tmp_path / "plugin.onnx", tmp_path / "a.onnx")

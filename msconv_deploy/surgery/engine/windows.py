@@ -544,18 +544,20 @@ class Arranger:
     def _reshape(self, x: str, have: Layout, want: Layout, output: str | None = None) -> str:
         builder = self._builder
         shape: list[int | str] = []
-        inferred = False
+        unknown: list[int] = []
         for position, axis in enumerate(want):
             extents = [self._extent(role) for role in axis]
             if all(isinstance(e, int) for e in extents):
                 shape.append(math.prod(e for e in extents if isinstance(e, int)))
             elif position < len(have) and have[position] == axis:
                 shape.append(0)  # as it is
-            elif not inferred:
-                shape.append(-1)
-                inferred = True
             else:
-                shape.append(self._product(extents))
+                unknown.append(position)
+                shape.append(-1)
+        # -1 cannot be worked out beside an extent that may be 0, such as that of an empty batch
+        if len(unknown) > 1 or 0 in shape:
+            for position in unknown:
+                shape[position] = self._product([self._extent(role) for role in want[position]])
         if all(isinstance(n, int) for n in shape):
             target = builder.ints(shape)
         else:
@@ -565,7 +567,11 @@ class Arranger:
 
     def _product(self, extents: Iterable[int | tuple[str, int]]) -> str:
         """As a tensor of one element."""
-        builder = self._builder
+        builder, extents = self._builder, list(extents)
+        named = [e for e in extents if not isinstance(e, int)]
+        first = named[0] if named else ("", 0)
+        if len(named) == len(extents) > 1 and named == [(first[0], first[1] + i) for i in range(len(named))]:
+            return self._product_of_neighbours(*first, len(named))
         factors = [
             builder.ints([e])
             if isinstance(e, int)
@@ -576,6 +582,15 @@ class Arranger:
         for factor in factors[1:]:
             total = builder.add("Mul", total, factor)
         return total
+
+    def _product_of_neighbours(self, tensor: str, start: int, count: int) -> str:
+        """Of extents that follow each other: one reduction instead of a node for each."""
+        builder, end = self._builder, start + count
+        if builder.opset < 15:
+            shape = builder.add("Slice", builder.add("Shape", tensor), builder.ints([start]), builder.ints([end]))
+        else:
+            shape = builder.add("Shape", tensor, start=start, end=end)
+        return builder.add("ReduceProd", shape, keepdims=1)
 
 
 def _permutation(have: Layout, order: Sequence[Role], want: Layout) -> tuple[list[int], Layout]:

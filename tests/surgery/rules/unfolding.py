@@ -157,8 +157,15 @@ def against(model: onnx.ModelProto, expected: Callable[[np.ndarray], np.ndarray]
 
 
 def operators(result: Result) -> list[str]:
-    """Operators of the model that is left, without constants."""
-    return [node.op_type for node in result.model.graph.node if node.op_type != "Constant"]
+    """Operators of the model that is left, without constants and what is computed of extents."""
+    known = {tensor.name for tensor in result.model.graph.initializer} | {""}
+    left = []
+    for node in result.model.graph.node:
+        if node.op_type in ("Constant", "Shape") or known.issuperset(node.input):
+            known.update(node.output)
+        else:
+            left.append(node.op_type)
+    return left
 
 
 def left(model: onnx.ModelProto, reason: str | None) -> Result:

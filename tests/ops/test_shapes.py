@@ -1,0 +1,54 @@
+"""Shapes of the operator: what is refused, and how it is said."""
+
+import numpy as np
+import pytest
+
+from msconv_deploy.errors import BadInputError
+from msconv_deploy.ops import reference
+from msconv_deploy.ops.configuration import MSConv2dConfig, PaddingMode
+from msconv_deploy.ops.shapes import check_sources, output_shape
+
+
+def padded(mode, height, width):
+    config = MSConv2dConfig((1, 0, 0, 0), (5, 3), pads=(2, 0, 1, 1), padding_mode=mode)
+    check_sources(config, {"nchw": (1, 2, height, width)}, {"nchw": 2})
+
+
+@pytest.mark.parametrize(("mode", "height", "width"), [(PaddingMode.REFLECT, 3, 2), (PaddingMode.CIRCULAR, 2, 1)])
+def test_padding_reads_inside_the_input(mode, height, width):
+    """Reflection leaves the edge out, so it needs one more than it pads; both sides count."""
+    padded(mode, height, width)
+    said = f"^MSConv2d: {mode.name.lower()} padding of 2 and 1 needs a height of at least {height}, but it is {height - 1}$"
+    with pytest.raises(BadInputError, match=said):
+        padded(mode, height - 1, width)
+    with pytest.raises(BadInputError, match=f"padding of 0 and 1 needs a width of at least {width}, but"):
+        padded(mode, height, width - 1)
+
+
+@pytest.mark.parametrize("mode", [PaddingMode.ZEROS, PaddingMode.REPLICATE])
+def test_other_paddings_need_nothing(mode):
+    padded(mode, 1, 1)
+
+
+@pytest.mark.parametrize(("name", "shape", "what"), [("nch", (1, 2, 4), "height 4"), ("ncw", (1, 2, 4), "width 4")])
+def test_sources_that_share_an_axis_agree_on_it(name, shape, what):
+    sources = (1, int(name == "nch"), int(name == "ncw"), 0)
+    config = MSConv2dConfig(sources, (1, 1))
+    axis = what.split()[0]
+    with pytest.raises(BadInputError, match=f"^MSConv2d: {name} has {what} but nchw has {axis} 5; they must be equal$"):
+        output_shape(config, {"nchw": (1, 2, 5, 5), name: shape}, 3)
+
+
+def test_the_reference_computes_in_the_type_that_it_is_told():
+    config = MSConv2dConfig((1, 0, 0, 1), (1, 1), has_bias=1)
+    third = np.float64(1) / 3
+    sources = {"nchw": np.full((1, 1, 2, 2), third), "nc": np.full((1, 1), third)}
+    weights = {"nchw": np.full((1, 1, 1, 1), third), "nc": np.full((1, 1), third)}
+    wide = reference.msconv2d(config, sources, weights, np.full(1, third))
+    narrow = reference.msconv2d(config, sources, weights, np.full(1, third), dtype=np.float32)
+    assert (wide.dtype, narrow.dtype) == (np.float64, np.float32)
+    assert wide[0, 0, 0, 0] == third * third + third + third * third
+    single = np.float32(third)
+    assert narrow[0, 0, 0, 0] == single * single + single + single * single
+    integers = {name: np.ones(array.shape, np.int64) for name, array in sources.items()}
+    assert reference.msconv2d(config, integers, weights, np.zeros(1, np.int64)).dtype == np.float64
