@@ -214,13 +214,20 @@ def memory_limit() -> int:
 
 
 def propagates(model: onnx.ModelProto) -> bool:
-    """Shall shape inference follow values (``data_prop``)? It then writes out every element of a list of integers."""
+    """Shall shape inference follow values (``data_prop``)?
+
+    It then writes out every element of a list of integers; and it follows a Slice wrongly whose limits a caller gives, which
+    they are too where an initializer may be overridden.
+    """
     for value in (*model.graph.input, *model.graph.value_info):
         kind = value.type.tensor_type
         listed = len(kind.shape.dim) == 1 and kind.elem_type in (TensorProto.INT32, TensorProto.INT64)
         if listed and kind.shape.dim[0].dim_value > _LONGEST_LIST:
             return False
-    return True
+    given = {value.name for value in model.graph.input}
+    if model.ir_version < 4:  # every initializer was an input then
+        given -= {tensor.name for tensor in model.graph.initializer}
+    return not any(node.op_type == "Slice" and given.intersection(node.input[1:]) for node in model.graph.node)
 
 
 def check_memory(model: onnx.ModelProto, weights: Iterable[TensorProto]) -> None:

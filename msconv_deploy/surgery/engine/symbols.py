@@ -260,6 +260,8 @@ def _concat(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int 
     if not known:
         return None
     rank = len(known[0])
+    if any(len(s) != rank for s in known):  # an empty list beside others, which runtimes take
+        return None
     at = int(node.attrs["axis"]) % rank
     out: list[int | str | None] = []
     for axis in range(rank):

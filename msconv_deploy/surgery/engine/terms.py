@@ -158,17 +158,27 @@ def _spread(builder: GraphBuilder, term: Term, axis: int, table: AxisTable | Non
         return builder.add("Gather", term.name, index, axis=axis + 2, hint="spread")
     row, before, after = interior
     at, rank = axis + 2, len(term.states) + 2
-    count = builder.add("Shape", index)
-    rest = builder.maximum(builder.add("Sub", count, builder.ints([after])), builder.ints([before]))
-    inside = builder.add("Sub", rest, builder.ints([before]))
+    if table.index is None:
+        count = builder.add("Shape", index)
+        rest = builder.maximum(builder.add("Sub", count, builder.ints([after])), builder.ints([before]))
+        inside = builder.add("Sub", rest, builder.ints([before]))
+        head = builder.add("Slice", index, builder.ints([0]), builder.ints([before])) if before else None
+        tail = builder.add("Slice", index, rest, builder.ints([_END])) if after else None
+    else:
+        first_after = len(table.index) - after
+        if (
+            first_after <= before
+        ):  # nothing to expand; and ONNX Runtime takes a constant Expand to extent 0 for one to 1
+            return builder.add("Gather", term.name, index, axis=at, hint="spread")
+        inside = builder.ints([first_after - before])
+        head = builder.ints(list(table.index[:before])) if before else None
+        tail = builder.ints(list(table.index[first_after:])) if after else None
     column = builder.add("Gather", term.name, builder.ints([row]), axis=at)
     shape = builder.add("Concat", builder.ints([1] * (rank - 1)), inside, axis=0)
     parts = [builder.add("Expand", column, shape, hint="interior")]
-    if before:
-        head = builder.add("Slice", index, builder.ints([0]), builder.ints([before]))
+    if head is not None:
         parts.insert(0, builder.add("Gather", term.name, head, axis=at, hint="border"))
-    if after:
-        tail = builder.add("Slice", index, rest, builder.ints([_END]))
+    if tail is not None:
         parts.append(builder.add("Gather", term.name, tail, axis=at, hint="border"))
     return builder.add("Concat", *parts, axis=at, hint="spread") if len(parts) > 1 else parts[0]
 
