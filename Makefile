@@ -8,7 +8,7 @@ PAIRS ?= 8
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: help export plugin test coverage test-pythons test-triton fuzz fuzz-nnsmith docs lint format train minimal bench gpu-check engine-check \
+.PHONY: help export plugin test coverage mutation test-pythons test-triton fuzz fuzz-nnsmith docs lint format train minimal bench gpu-check engine-check \
   lock audit lint-docker clean
 .DEFAULT_GOAL := help
 
@@ -63,6 +63,11 @@ test: $(BIN)/.installed-test ## lint, type-check and run all tests
 coverage: $(BIN)/.installed-test ## run all tests and say which lines of msconv_deploy they reach; at least 90%
 	mkdir -p build/coverage
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=html --cov-report=term --cov-fail-under=90
+
+mutation: $(BIN)/.installed-test ## mutate ops/ and the border tables and see what the tests miss (an hour); `.venv/bin/mutmut browse` shows it
+	$(PIP) -q mutmut==3.8.1
+	$(BIN)/mutmut run --max-children $(JOBS)
+	$(BIN)/mutmut results
 
 test-triton: $(BIN)/.installed-test ## the client suite against a real Triton core, in build/triton-venv; exit 3 where it cannot be had
 	$(BIN)/python tests/serving/real_triton.py
@@ -145,4 +150,4 @@ lint-docker: $(TOOLS)/.installed ## hadolint over the Dockerfile
 	$(TOOLS)/hadolint Dockerfile
 
 clean: ## remove what was built, not .venv
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build mutants dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

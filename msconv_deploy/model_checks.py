@@ -14,7 +14,8 @@ from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from msconv_deploy.errors import BadInputError
 
@@ -202,8 +203,9 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-_LONGEST_LIST = 1 << 20
-"""Integers: far more than a shape or its indices have, and 100 MB in shape inference."""
+_SHAPE_OPERAND = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}
+_LONGEST_LIST = 1 << 22
+"""Elements: far more than a shape or its indices have, and some 100 MB in shape inference."""
 
 
 def memory_limit() -> int:
@@ -224,10 +226,23 @@ def propagates(model: onnx.ModelProto) -> bool:
         listed = len(kind.shape.dim) == 1 and kind.elem_type in (TensorProto.INT32, TensorProto.INT64)
         if listed and kind.shape.dim[0].dim_value > _LONGEST_LIST:
             return False
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        operand = _SHAPE_OPERAND.get(node.op_type)
+        shape = constants.get(node.input[operand]) if operand is not None and len(node.input) > operand else None
+        if shape is not None and shape.data_type == TensorProto.INT64 and _list_length(shape) > _LONGEST_LIST:
+            return False
     given = {value.name for value in model.graph.input}
     if model.ir_version < 4:  # every initializer was an input then
         given -= {tensor.name for tensor in model.graph.initializer}
     return not any(node.op_type == "Slice" and given.intersection(node.input[1:]) for node in model.graph.node)
+
+
+def _list_length(shape: TensorProto) -> int:
+    """Extent of a tensor of this shape if it has one axis; else 0."""
+    if list(shape.dims) != [1] or uses_external_data(shape):
+        return 0
+    return int(numpy_helper.to_array(shape)[0])
 
 
 def check_memory(model: onnx.ModelProto, weights: Iterable[TensorProto]) -> None:

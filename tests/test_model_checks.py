@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from msconv_deploy import model_checks
 from msconv_deploy.cli.main import main
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.model_checks import memory_limit, tensor_bytes
+from msconv_deploy.model_checks import memory_limit, propagates, tensor_bytes
 from msconv_deploy.model_files import check_graph, check_size, read_model
 from tests.fuzz.files import wire
 from tests.tile_models import tiled_conv
@@ -381,3 +381,43 @@ def test_what_contradicts_itself_in_the_model_is_said_instead(tmp_path, capsys, 
     monkeypatch.setattr(optimize, "_one_pass", broken)
     assert main(["inspect", str(tmp_path / "m.onnx")]) == 2
     assert "m.onnx: shapes or types in the model contradict each other: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("overridable", [False, True])
+def test_values_are_not_followed_through_limits_that_a_caller_gives(overridable):
+    """ONNX's shape inference makes a list of another length of such a Slice."""
+    limits = {"starts": [2], "ends": [4]}
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Slice", ["s", *limits], ["y"])]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, "H", 3])]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in limits if overridable]
+    weights = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in limits.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, [None])
+    graph = helper.make_graph(nodes, "g", inputs, [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    assert propagates(model) is not overridable
+    model.ir_version = 3  # every initializer was an input then
+    assert propagates(model)
+
+
+def test_values_are_not_followed_where_a_list_is_absurdly_long():
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [1 << 30])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, None)],
+    )
+    assert not propagates(helper.make_model(graph))
+
+
+@pytest.mark.parametrize(
+    ("shape", "followed"), [([1 << 62], False), ([-1], True), ([1, 1 << 40], True), ([1 << 10], True)]
+)
+def test_values_are_not_followed_where_a_shape_makes_such_a_list(shape, followed):
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(shape, np.int64), "shape")],
+    )
+    assert propagates(helper.make_model(graph)) is followed

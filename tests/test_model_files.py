@@ -115,3 +115,19 @@ def test_existing_files_stay_unless_asked(tmp_path):
     assert (tmp_path / "m.onnx").read_text() == "mine"
     write_model(small_model(), tmp_path / "m.onnx", force=True)
     assert read_model(tmp_path / "m.onnx").graph.name == "g"
+
+
+def test_an_extent_of_minus_one_is_one_that_is_not_known(tmp_path):
+    """Some exporters write it so; -2 means nothing."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("x", "y")]
+    for value in values:
+        value.type.tensor_type.shape.dim[1].dim_value = -1
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph)
+    onnx.save(model, tmp_path / "m.onnx")
+    dims = read_model(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.HasField("dim_value") for dim in dims] == [True, False]
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = -2
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(BadInputError, match="impossible extents"):
+        read_model(tmp_path / "m.onnx")
