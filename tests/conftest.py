@@ -4,11 +4,21 @@ Where CI is set, property-based tests draw the same examples in every run, so th
 everywhere else they draw new ones.
 """
 
+import logging
 import os
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _same_log_level():
+    """A verb that a test runs in this process sets the level of the log; the next test has its own."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
