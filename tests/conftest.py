@@ -10,6 +10,8 @@ import os
 import pytest
 from hypothesis import settings
 
+import msconv_deploy  # noqa: F401 - the installed one, before a program that a test imports puts the checkout in front
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):

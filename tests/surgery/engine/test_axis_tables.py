@@ -82,6 +82,7 @@ def test_an_extent_of_run_time_gives_the_same_by_arithmetic(transposed):
             assert all(all(map(all, counted(axis, extent, transposed))) for extent in range(axis.reach, 9)), axis
             continue
         assert table.index is None
+        assert table.membership.dtype == np.float64
         session = index_session(table)
         for extent in EXTENTS:
             taps = counted(axis, extent, transposed)
