@@ -35,10 +35,11 @@ _TENSOR_TYPE = onnx.TypeProto.Tensor.DESCRIPTOR.full_name
 
 def check_structure(model: onnx.ModelProto) -> None:
     """Check texts, weights, declared types, imports and functions; no value of a weight is looked at.
+
     External data is held to its length elsewhere.
 
-       Raises:
-           BadInputError: the message names the part of the model, not the file.
+    Raises:
+        BadInputError: the message names the part of the model, not the file.
     """
     _check_message(model, "the model")
     versions: dict[str, int] = {}

@@ -150,14 +150,19 @@ class _Watch:
     def over(self, options: onnxruntime.RunOptions, seconds: float) -> Iterator[_Watched]:
         entry = _Watched(options, seconds)
         self._under_way[id(entry)] = entry
-        if self._thread is None or not self._thread.is_alive():  # as in a forked process
+        if not self._watches():
             with self._starting:
-                self._thread = threading.Thread(target=self._watch, name="run-limit", daemon=True)
-                self._thread.start()
+                if not self._watches():
+                    self._thread = threading.Thread(target=self._watch, name="run-limit", daemon=True)
+                    self._thread.start()
         try:
             yield entry
         finally:
             del self._under_way[id(entry)]
+
+    def _watches(self) -> bool:
+        """A forked process has the attribute and not the thread."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _watch(self) -> None:
         while True:

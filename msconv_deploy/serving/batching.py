@@ -134,9 +134,8 @@ class Batcher:
         pending = _Pending(feeds, outputs, shapes, key, rows, future, time.perf_counter())
         future.add_done_callback(lambda _: self._forget(pending))
         self._waiting.append(pending)
-        if self._is_short(
-            pending
-        ):  # what has arrived together with it is read first, so that it is not taken for a lone one
+        # what has arrived together with it is read first, so that it is not taken for a lone one
+        if self._is_short(pending):
             asyncio.get_running_loop().call_soon(self._next)
         else:
             self._next()
