@@ -61,8 +61,13 @@ def read_model(path: Path | str) -> onnx.ModelProto:
         check_structure(model)
         _clear_unknown_extents(model.graph)
         for tensor in all_tensors(model):
-            if uses_external_data(tensor):
-                external_location(tensor, path.parent)
+            if not uses_external_data(tensor):
+                continue
+            file = external_location(tensor, path.parent)[0]
+            if file == path.resolve() and not is_inline_reference(tensor):
+                raise BadInputError(
+                    f"tensor {tensor.name!r}: its external data is the model file itself, which no exporter writes"
+                )
     return model
 
 

@@ -81,6 +81,18 @@ def test_external_data_that_is_not_there(tmp_path, location, entries, message):
         read_model(with_location(tmp_path, location, **entries))
 
 
+def test_a_model_file_is_not_its_own_external_data(tmp_path):
+    """Copies of such a model would need the original file beside them."""
+    model = small_model(4)
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="m.onnx")
+    onnx.save_model(model, tmp_path / "m.onnx")
+    with pytest.raises(BadInputError, match=r"m.onnx: tensor 'w'.*is the model file itself"):
+        read_model(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00\x01", b"not a model", b"\x08\x07\x12"])
 def test_files_that_are_no_models(tmp_path, content):
     (tmp_path / "m.onnx").write_bytes(content)

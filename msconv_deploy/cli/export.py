@@ -36,7 +36,7 @@ def command(
     ] = Path("build/export"),
     form: Annotated[list[str] | None, typer.Option("--form", help="portable, fused or plugin; repeatable.")] = None,
     precision: Annotated[list[str] | None, typer.Option("--precision", help="fp32 or fp16; repeatable.")] = None,
-    opset: Annotated[int | None, typer.Option("--opset", help="Instead of the recipe's: 17 to 26.")] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="Instead of the recipe's: 17 to 28.")] = None,
     exporter: Annotated[
         str | None, typer.Option("--exporter", help="Instead of the recipe's: dynamo or legacy.")
     ] = None,

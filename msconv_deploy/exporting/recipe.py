@@ -37,7 +37,7 @@ else:
 Precision = Literal["fp32", "fp16"]
 Exporter = Literal["dynamo", "legacy"]
 FormName = Literal["portable", "fused", "plugin"]
-OPSETS: dict[str, tuple[int, int]] = {"dynamo": (17, 26), "legacy": (17, 23)}
+OPSETS: dict[str, tuple[int, int]] = {"dynamo": (17, 28), "legacy": (17, 23)}
 """Exporter -> oldest and newest opset that it writes (torch 2.13)."""
 
 

@@ -1,7 +1,7 @@
 """Emit ONNX nodes one call at a time, spelled for the opset at hand.
 
 Only what the lowerings need: constants are `Constant` nodes (a function has no initializers), and operators whose
-spelling changed between opsets 11 and 26 have a method that hides it.
+spelling changed between opsets 11 and 28 have a method that hides it.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from msconv_deploy.reporting.optimize import ModelFacts
 from msconv_deploy.validation.graph import TensorSpec, graph_inputs
 from msconv_deploy.validation.input_shapes import size_of_shapes
 
-MIN_OPSET, MAX_OPSET = 11, 26
+MIN_OPSET, MAX_OPSET = 11, 28
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from tests.strategies import Case, cases
 
 SYMBOLS = {"nchw": ["N", None, "H", "W"], "nch": ["N", None, "H"], "ncw": ["N", None, "W"], "nc": ["N", None]}
 NEWEST = newest_onnxruntime_opset()
-FUNCTION_OPSETS = [opset for opset in (17, 18, 19, 21, 23, 26) if opset <= NEWEST]
-LOWERING_OPSETS = [opset for opset in (11, 12, 13, 15, 18, 26) if opset <= NEWEST]
+FUNCTION_OPSETS = [opset for opset in (17, 18, 19, 21, 23, 26, 28) if opset <= NEWEST]
+LOWERING_OPSETS = [opset for opset in (11, 12, 13, 15, 18, 26, 28) if opset <= NEWEST]
 
 
 def inputs_of(case, dtype):

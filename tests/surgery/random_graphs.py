@@ -19,7 +19,7 @@ import pytest
 from msconv_deploy.runtimes.opsets import newest_onnxruntime_opset
 from tests.surgery.graphs import Net
 
-OPSETS = tuple(opset for opset in (11, 13, 17, 18, 21, 26) if opset <= newest_onnxruntime_opset())
+OPSETS = tuple(opset for opset in (11, 13, 17, 18, 21, 26, 28) if opset <= newest_onnxruntime_opset())
 
 defined_by_onnxruntime = pytest.mark.skipif(
     tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 24),

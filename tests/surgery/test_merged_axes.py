@@ -152,7 +152,7 @@ def field(net: Net, d: str, merge=None, op="Gemm") -> None:
     net.output(net.node(op, joined, net.random(13, 6), *bias), rank=2)
 
 
-@pytest.mark.parametrize("opset", [o for o in (11, 13, 17, 21, 23) if o <= newest_onnxruntime_opset()])
+@pytest.mark.parametrize("opset", [o for o in (11, 13, 17, 21, 23, 28) if o <= newest_onnxruntime_opset()])
 @pytest.mark.parametrize("op", ["Gemm", "MatMul"])
 def test_every_opset(opset, op):
     net = Net(opset)

@@ -74,6 +74,8 @@ def broadcasts(net: SharingNet, rng: Random) -> Complete:
     """Operators on copies, with no contraction behind them; copies beside a full tensor."""
     builder = _builder(Builder, net, rng)
     builder.reference = net.input(*builder.frame(2))
+    if rng.random() < 0.15:
+        _periodic(net, rng)
     for _ in range(rng.choice([1, 1, 2])):
         value = builder.tile()
         for _ in range(rng.choice([1, 2, 3])):
@@ -91,6 +93,16 @@ def broadcasts(net: SharingNet, rng: Random) -> Complete:
     return builder.complete
 
 
+def _periodic(net: SharingNet, rng: Random) -> None:
+    """A Tile whose blocks repeat beside a full tensor: no copies of one value, though its extents may look like it."""
+    block, times = rng.choice([2, 3, 5]), rng.choice([1, 2, 3])
+    rows = rng.choice(["H", 4])
+    repeated = net.node("Tile", net.input(_batch(rng), 2, 1, block), net.ints(1, 1, 1, times))
+    pair = [repeated, net.input(1, 2, rows, block * times)]
+    rng.shuffle(pair)
+    net.output(net.node(rng.choice(["Add", "Mul", "Sub", "Max"]), *pair), rank=4)
+
+
 # -- windows -----------------------------------------------------------------------------------------------------------
 
 _LETTERS = "cdefgh"
@@ -104,6 +116,8 @@ def windows(net: SharingNet, rng: Random) -> None:
     stride = [rng.choice([1, 1, 2, 3]) for _ in range(spatial)]
     dilation = [rng.choice([1, 1, 2]) for _ in range(spatial)]
     pads = [(rng.choice([0, 1, 2]), rng.choice([0, 1, 2])) for _ in range(spatial)]
+    if rng.random() < 0.4:  # the same on both sides, and narrower than the kernel: what networks have
+        pads = [(p, p) for p in map(rng.randrange, kernel)]
     dims = [_batch(rng), channels]
     for axis in range(spatial):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
