@@ -6,6 +6,7 @@ A terminal obeys escape sequences: one in the name of a node could hide text, fo
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +20,9 @@ _WIDTH = 160
 
 _CELL = 400
 """Characters of a cell."""
+
+_WORD = re.compile(r"(\S{2045})\S{4,}(\S{2048})")
+"""A word longer than the longest path of a file, 4096: a name that nobody gave to be read."""
 
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _UNSHOWN = [
@@ -42,16 +46,21 @@ def cell(text: str) -> str:
     return escape(text if len(text) <= _CELL else f"{text[: _CELL - 3]}...")
 
 
+def line(text: str) -> str:
+    """The printable text with the middle of endless words left out: a name may be as long as its file."""
+    return printable(_WORD.sub(r"\1...\2", text))
+
+
 def say(text: str, err: bool = False) -> None:
     """Print a line of plain text."""
-    typer.echo(printable(text), err=err)
+    typer.echo(line(text), err=err)
 
 
 class PrintableFormatter(logging.Formatter):
     """Log lines, which hold names as well."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return line(super().format(record))
 
 
 def make_console(stderr: bool = False) -> Console:

@@ -8,7 +8,8 @@ Three checks:
   times the original's own noise at that tensor widen the tolerance.
 * Outputs: the models as they are deployed, with optimizations, against the original without; the tolerance is the
   larger of the policy's and four times the original's own noise.
-* Both are widened where a pairwise distance is rewritten, by a bound from its operands (:mod:`.cancellation`).
+* Both are widened where a pairwise distance is rewritten, by a bound from its operands (:mod:`.cancellation`), and where
+  values differ, by four times what the original makes of a rounding of its inputs (:mod:`.rounding`).
 * Interface: inputs, outputs, their order, types and symbolic dims, opsets, metadata.
 
 Sizes at which the original computes nothing, or nothing defined (:mod:`.joins`), count for neither comparison.
@@ -41,9 +42,10 @@ from msconv_deploy.validation.interface import interface_changes
 from msconv_deploy.validation.joins import extent_nodes, joins_of, undefined
 from msconv_deploy.validation.judging import judge, not_run, overall
 from msconv_deploy.validation.options import ValidationOptions
+from msconv_deploy.validation.rounding import carried_rounding
 from msconv_deploy.validation.sensitivity import insensitive
 from msconv_deploy.validation.site_sensitivity import CheckedSite, insensitive_sites
-from msconv_deploy.validation.tolerance import NOISE_LIMIT, with_noise
+from msconv_deploy.validation.tolerance import NOISE_FACTOR, NOISE_LIMIT, with_noise
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
@@ -209,13 +211,13 @@ class _Work:
             self._widen(cases, below)
             self._allow_cancellation(cases)
             rows = [row for case in cases for row in _judged(SITES, case, self.graph)]
-        return rows
+        return self._with_rounding(SITES, cases, rows)
 
     def compare_outputs(self) -> list[Comparison]:
         """Graph outputs, of the model as it is deployed."""
         cases = self.of_outputs(self.cases)
         self._allow_cancellation(cases)
-        return self._compare(OUTPUTS, self.rewritten, "all", cases, ())
+        return self._with_rounding(OUTPUTS, cases, self._compare(OUTPUTS, self.rewritten, "all", cases, ()))
 
     def _compare(
         self, runtime: str, model: onnx.ModelProto, optimization: str, cases: list[UsableCase], tensors: Sequence[str]
@@ -256,6 +258,29 @@ class _Work:
                 policy = case.tolerances[name].policy
                 value, usable = with_noise(policy, noise.value)
                 case.tolerances[name] = OutputTolerance(value, policy, noise.value, usable)
+
+    def _with_rounding(self, runtime: str, cases: Sequence[UsableCase], rows: list[Comparison]) -> list[Comparison]:
+        """Values that differ, judged again by what a rounding of the inputs does to them in the original."""
+        differing = {
+            (row.case, row.output): row.difference for row in rows if row.verdict == "differ" and not row.exact
+        }
+        if self.options.tolerance is not None or all(amount is None for amount in differing.values()):
+            return rows
+        for case in cases:
+            amounts = {name: differing.get((case.inputs.name, name)) for name in case.expected}
+            values = {name: np.asarray(case.expected[name]) for name, amount in amounts.items() if amount is not None}
+            if not values:
+                continue
+            found = carried_rounding(self.reference.runner, case.inputs, values, self.options.inputs.seed)
+            for name, noise in found.items():
+                policy = case.tolerances[name].policy
+                value, usable = with_noise(policy, noise.value)
+                # A difference far beyond the noise stays one, however large the noise is.
+                if usable or (amounts[name] or 0.0) <= NOISE_FACTOR * noise.value:
+                    case.noise[name] = noise
+                    widest = max(value, case.tolerances[name].value)
+                    case.tolerances[name] = OutputTolerance(widest, policy, noise.value, usable)
+        return [row for case in cases for row in _judged(runtime, case, self.graph)]
 
     def _allow_cancellation(self, cases: Sequence[UsableCase]) -> None:
         """Let the bounds of pairwise distances widen the tolerances of what they reach."""

@@ -64,13 +64,17 @@ def withdraw(comparisons: Sequence[Comparison], constant: set[str]) -> None:
 
 
 def _changed(array: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """Other values of the same kind and range; None if that is not possible (a constant integer input)."""
+    """Other values of the same kind and range; None if that is not possible (a constant integer input).
+
+    Of a scalar too an array is returned: NumPy computes numbers of arrays without axes, which Polygraphy refuses.
+    """
     if array.dtype.kind == "b":
-        return ~array
+        return np.asarray(~array)
     if array.dtype.kind in "iu":
         if array.size == 0 or array.min() == array.max():
             return None
         mirrored: np.ndarray = (array.max() + array.min() - array).astype(array.dtype)
         return mirrored
     spread = float(np.std(array.astype(np.float64))) or 1.0
-    return (array.astype(np.float64) + spread * rng.standard_normal(array.shape)).astype(array.dtype)
+    moved = array.astype(np.float64) + spread * rng.standard_normal(array.shape)
+    return np.asarray(moved, array.dtype)

@@ -115,6 +115,18 @@ def test_log_lines_are_printable(capfd):
     assert not CONTROL.search(said)
 
 
+def test_endless_names_are_cut_where_they_are_no_cells(capfd):
+    """Found by fuzzing: a symbolic dimension of 20,000 letters was logged at every size."""
+    start(quiet=False, verbose=1)
+    path = "/".join(["folder"] * 500)
+    logging.getLogger("msconv_deploy.somewhere").info("at %s: %s", path, "n" * 20_000)
+    terminal.say("n" * 20_000 + " and so on")
+    out, err = capfd.readouterr()
+    assert path in err
+    assert len(err) < 4096 + len(path) + 100
+    assert out == "n" * 2045 + "..." + "n" * 2048 + " and so on\n"
+
+
 def test_everything_that_the_program_prints_goes_through_terminal():
     """A new verb cannot forget it: no other module of the command line makes a console or calls echo."""
     found = []

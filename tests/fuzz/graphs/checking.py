@@ -131,7 +131,7 @@ def _check(case: Case, outcome: Outcome, stage: Stage) -> None:
         outcome.kind, outcome.detail = "refused", refusal
     elif result.changed:
         _compare(case, original, result, outcome, stage)
-    if case.verified and original is not None and outcome.kind != "not run":
+    if case.verified and original is not None and outcome.kind != "not run" and runs(case):
         _ask_the_product(case, outcome, stage)
 
 
