@@ -71,12 +71,20 @@ def read_model(path: Path | str) -> onnx.ModelProto:
     return model
 
 
+_NO_NAMES = frozenset(("?", "*", "-1", "None", "none", "unknown"))
+"""What some tools write for an extent that they do not know. Taken for names, all of them would be one extent."""
+
+
+def is_unknown_extent(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Does a dimension say in its own way that its extent is not known? ONNX leaves it out."""
+    return dim.dim_value == -1 or dim.dim_param in _NO_NAMES
+
+
 def _clear_unknown_extents(graph: onnx.GraphProto) -> None:
-    """Some exporters write -1 for an extent that they do not know; ONNX leaves it out."""
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value == -1:
-                dim.ClearField("dim_value")
+            if is_unknown_extent(dim):
+                dim.Clear()
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -145,6 +153,21 @@ def _number(text: str, where: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19:
         raise BadInputError(f"{where} has an offset or length that is not a number of bytes: {text[:40]!r}")
     return int(text)
+
+
+def input_files(path: Path | str) -> list[Path]:
+    """The files of a model: its own, and its external data. Of a file that cannot be read, that file alone."""
+    path = Path(path)
+    try:
+        model = read_model(path)
+        external = {
+            external_location(tensor, path.parent)[0]
+            for tensor in all_tensors(model)
+            if uses_external_data(tensor) and not is_inline_reference(tensor)
+        }
+    except (MsconvError, OSError):
+        return [path]
+    return [path, *sorted(external)]
 
 
 def parameter_count(model: onnx.ModelProto) -> int:

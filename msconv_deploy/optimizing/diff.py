@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx
 from onnx import helper
@@ -16,6 +16,8 @@ from msconv_deploy.model_files import read_model
 from msconv_deploy.reporting.diff import Change, DiffReport, NodeEntry, TensorEntry
 from msconv_deploy.surgery.engine.editing import tensor_values
 from msconv_deploy.validation.interface import interface_changes
+
+_Tensor: TypeAlias = onnx.TensorProto | onnx.SparseTensorProto
 
 _LONGEST = 80  # characters of an attribute's value
 
@@ -35,8 +37,7 @@ def diff_files(a: Path | str, b: Path | str) -> DiffReport:
 def diff_models(a: onnx.ModelProto, b: onnx.ModelProto, folder_a: Path, folder_b: Path) -> DiffReport:
     """Compare two models whose external data lies in these folders."""
     nodes_a, nodes_b = _nodes(a), _nodes(b)
-    weights_a = {tensor.name: tensor for tensor in a.graph.initializer}
-    weights_b = {tensor.name: tensor for tensor in b.graph.initializer}
+    weights_a, weights_b = _weights(a), _weights(b)
     report = DiffReport(
         a="a",
         b="b",
@@ -60,6 +61,12 @@ def diff_models(a: onnx.ModelProto, b: onnx.ModelProto, folder_a: Path, folder_b
     parts = (report.interface, report.nodes_added, report.nodes_removed, report.nodes_changed)
     report.equal = not any((*parts, report.tensors_added, report.tensors_removed, report.tensors_changed))
     return report
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, _Tensor]:
+    """Initializers by name, sparse ones as well."""
+    found: dict[str, _Tensor] = {tensor.name: tensor for tensor in model.graph.initializer}
+    return found | {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
 
 
 def _nodes(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -135,16 +142,24 @@ def _value(attribute: onnx.AttributeProto | None) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
-def _tensor_entry(tensor: onnx.TensorProto) -> TensorEntry:
+def _tensor_entry(tensor: _Tensor) -> TensorEntry:
+    if isinstance(tensor, onnx.SparseTensorProto):
+        values = _tensor_entry(tensor.values)
+        return TensorEntry(name=values.name, dtype=f"sparse {values.dtype}", shape=list(tensor.dims))
     dtype = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
     return TensorEntry(name=tensor.name, dtype=dtype, shape=list(tensor.dims))
 
 
-def _tensor_change(a: onnx.TensorProto, b: onnx.TensorProto, folder_a: Path, folder_b: Path) -> str:
+def _tensor_change(a: _Tensor, b: _Tensor, folder_a: Path, folder_b: Path) -> str:
     """What differs, or an empty text. Where the values lie (in the file or beside it) makes no difference."""
     one, two = _tensor_entry(a), _tensor_entry(b)
     if (one.dtype, one.shape) != (two.dtype, two.shape):
         return f"{one.dtype} {one.shape} became {two.dtype} {two.shape}"
+    if isinstance(a, onnx.SparseTensorProto) or isinstance(b, onnx.SparseTensorProto):
+        assert isinstance(a, onnx.SparseTensorProto)  # both: their types are equal
+        assert isinstance(b, onnx.SparseTensorProto)
+        pairs = (a.values, b.values), (a.indices, b.indices)
+        return next((what for one, two in pairs if (what := _tensor_change(one, two, folder_a, folder_b))), "")
     if a.data_type == onnx.TensorProto.STRING:
         return "" if list(a.string_data) == list(b.string_data) else "values differ"
     return "" if tensor_values(a, folder_a).tobytes() == tensor_values(b, folder_b).tobytes() else "values differ"

@@ -21,6 +21,10 @@ from msconv_deploy.ops.lowerings.border_gather import emit_grid_index
 from msconv_deploy.ops.node_builder import NodeBuilder
 
 
+class TableTooLargeError(BadInputError):
+    """A table of border classes would be larger than what it saves."""
+
+
 @dataclass(frozen=True, eq=False)
 class AxisTable:
     """The table of one axis.
@@ -77,7 +81,19 @@ def axis_table(axis: Axis, extent: int | None, transposed: bool, output_padding:
         if classes.ranges == ((0, axis.kernel),):
             return None
         return AxisTable(axis, classes.membership(), classes.index)
-    return AxisTable(axis, range_grid(axis).membership(), None)
+    grid = range_grid(axis)
+    _check_rows((grid.first_max + 1) * grid.last_count)
+    return AxisTable(axis, grid.membership(), None)
+
+
+_MOST_ROWS = 8192
+"""Of the table of a dynamic extent. It has a row for every pair of borders that the kernel allows, most of which no size has:
+beyond this it would be larger than what it replaces."""
+
+
+def _check_rows(rows: int) -> None:
+    if rows > _MOST_ROWS:
+        raise TableTooLargeError(f"the border table of a dynamic extent would have {rows:,} rows")
 
 
 def transposed_extent(axis: Axis, extent: int, output_padding: int) -> int:
@@ -105,13 +121,16 @@ def _transposed_table(axis: Axis, extent: int | None, output_padding: int) -> Ax
             taps = _taps(axis, position, max(0, low), min(axis.kernel - 1, position // axis.dilation))
             index.append(rows.setdefault(taps, len(rows)))
         return AxisTable(axis, np.array(list(rows), np.float64).reshape(-1, axis.kernel), tuple(index), True)
-    table = [
-        _taps(axis, phase, low, high)
-        for phase in range(axis.stride)
-        for low in range(axis.kernel + 1)
-        for high in range(-1, axis.kernel)
-    ]
-    return AxisTable(axis, np.array(table, np.float64), None, True)
+    _check_rows(axis.stride * (axis.kernel + 1) ** 2)
+    return AxisTable(axis, _every_row(axis), None, True)
+
+
+def _every_row(axis: Axis) -> NDArray[np.float64]:
+    """[phases * (k+1) * (k+1), k]: the taps of every phase from every first one to every last one (-1: none)."""
+    phase, low, high, taps = np.ogrid[: axis.stride, : axis.kernel + 1, -1 : axis.kernel, : axis.kernel]
+    table = ((phase - taps * axis.dilation) % axis.stride == 0) & (low <= taps) & (taps <= high)
+    rows: NDArray[np.float64] = table.reshape(-1, axis.kernel).astype(np.float64)
+    return rows
 
 
 def _emit_transposed_index(builder: NodeBuilder, axis: Axis, outputs: str, extent: str) -> str:

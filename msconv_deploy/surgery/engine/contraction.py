@@ -136,7 +136,7 @@ def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
     for _ in range(16):
         if isinstance(tensor, gs.Constant):
             return tensor
-        if not tensor.inputs or tensor.inputs[0].op != "Identity":
+        if not tensor.inputs or operator(tensor.inputs[0]) != "Identity":
             return None
         tensor = tensor.inputs[0].inputs[0]
     return None

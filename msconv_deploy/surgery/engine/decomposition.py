@@ -392,8 +392,8 @@ def _expand(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, 
     if not unsure or segments is None:
         return segments
     wanted = this.symbols.dims(node.inputs[1])
-    if wanted != (len(dims),):
-        return None
+    if wanted != (len(dims),) or any(0 in s.uniform for s in segments):
+        return None  # a batch of copies already: the larger of both extents, by no name
     # The core may have to be copied along the batch: it gets the extent that the shape asks for.
     batch = sliced(existing(node.inputs[1], wanted), {0: slice(0, 1)})
     shape = concatenated([batch, Literal((len(dims) - 1,), np.ones(len(dims) - 1, np.int64))], 0)

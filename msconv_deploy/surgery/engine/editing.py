@@ -20,7 +20,13 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.model_checks import propagates
-from msconv_deploy.model_files import MIN_REFERENCE_BYTES, copy_field, external_location, without_weights
+from msconv_deploy.model_files import (
+    MIN_REFERENCE_BYTES,
+    copy_field,
+    external_location,
+    is_unknown_extent,
+    without_weights,
+)
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
 from msconv_deploy.surgery.engine.folding import LIMIT, fold
@@ -358,7 +364,8 @@ def _extents(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             found[value.name] = tuple(
-                d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim
+                None if is_unknown_extent(d) else d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+                for d in kind.shape.dim
             )
     return found
 

@@ -470,7 +470,9 @@ def _reduce(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int 
     dims, axes = symbols.dims(node.inputs[0]), axes_of(symbols, node)
     if dims is None or (axes is None and len(node.inputs) > 1 and node.inputs[1].name):
         return None
-    gone = {a % len(dims) for a in axes} if axes is not None else set(range(len(dims)))
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+        return list(dims)
+    gone = {a % len(dims) for a in axes} if axes else set(range(len(dims)))
     if node.attrs.get("keepdims", 1):
         return [1 if i in gone else d for i, d in enumerate(dims)]
     return [d for i, d in enumerate(dims) if i not in gone]
@@ -596,12 +598,47 @@ def _values_same(symbols: Symbols, node: gs.Node) -> Values | None:
     return symbols.values(node.inputs[0])
 
 
+def _values_reshaped(symbols: Symbols, node: gs.Node) -> Values | None:
+    """Elements keep their order; of a matrix they are not followed, since other operators take them for a list."""
+    rank = symbols.rank(node.outputs[0])
+    return symbols.values(node.inputs[0]) if rank is not None and rank <= 1 else None
+
+
 def _values_cast(symbols: Symbols, node: gs.Node) -> Values | None:
-    """Numbers keep their value in every type that exporters compute shapes in; a truth value is 0 or 1."""
+    """Numbers keep their value in every type that exporters compute shapes in; a truth value is 0 or 1.
+
+    A quotient that may be a fraction keeps it in a floating type and loses it in any other, as Floor does.
+    """
     values = symbols.values(node.inputs[0])
-    if values is None or int(node.attrs.get("to", 0)) != onnx.TensorProto.BOOL:
+    to = int(node.attrs.get("to", 0))
+    if values is None or to in _FLOATING:
         return values
+    if to != onnx.TensorProto.BOOL:
+        return tuple(_rounded(v, "floor") for v in values)
     return tuple(int(bool(v)) if isinstance(v, int) else f"{node.outputs[0].name}[{i}]" for i, v in enumerate(values))
+
+
+def _values_rounded(symbols: Symbols, node: gs.Node) -> Values | None:
+    values = symbols.values(node.inputs[0])
+    return None if values is None else tuple(_rounded(v, str(node.op).lower()) for v in values)
+
+
+_FLOATING = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+_FRACTION = " ÷"
+"""Ends the name of a number that need not be whole: what Floor and Ceil make of it are two more names."""
+
+
+def is_fraction(*values: Dim) -> bool:
+    """May one of these have a fraction, by its name?"""
+    return any(isinstance(v, str) and _FRACTION in v for v in values)
+
+
+def _rounded(value: Dim, how: str) -> Dim:
+    """Floor or Ceil of a number that is not negative; names of whole numbers stay."""
+    if not is_fraction(value):
+        return value
+    inner = str(value).replace(_FRACTION, "").replace(TIMES, " * ")
+    return f"{_UNSURE}{how}({inner[1:]})" if is_unsure(value) else f"{how}({inner})"
 
 
 def _values_shape(symbols: Symbols, node: gs.Node) -> Values | None:
@@ -613,10 +650,15 @@ def _values_shape(symbols: Symbols, node: gs.Node) -> Values | None:
 
 def _values_gather(symbols: Symbols, node: gs.Node) -> Values | None:
     data, indices = symbols.values(node.inputs[0]), symbols.values(node.inputs[1])
-    if data is None or indices is None:
+    if data is None or indices is None or _is_matrix(symbols, node.inputs[0]):
         return None
     picked = [data[i] if isinstance(i, int) and -len(data) <= i < len(data) else None for i in indices]
     return None if any(p is None for p in picked) else tuple(p for p in picked if p is not None)
+
+
+def _is_matrix(symbols: Symbols, tensor: gs.Tensor) -> bool:
+    """Is it one row of a matrix (OneHot), whose elements are followed but which is no list?"""
+    return (symbols.rank(tensor) or 0) > 1
 
 
 def _values_concat(symbols: Symbols, node: gs.Node) -> Values | None:
@@ -635,7 +677,7 @@ def _values_concat(symbols: Symbols, node: gs.Node) -> Values | None:
 def _values_slice(symbols: Symbols, node: gs.Node) -> Values | None:
     data = symbols.values(node.inputs[0])
     ranges = None if data is None else slice_ranges(symbols, node, (len(data),))
-    if data is None or ranges is None:
+    if data is None or ranges is None or _is_matrix(symbols, node.inputs[0]):
         return None
     cut = ranges.get(0, WHOLE)
     return None if cut is None else data[cut]
@@ -678,17 +720,33 @@ def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Sy
             return None
         length = max(len(a), len(b))
         a, b = a * (length // len(a)) if len(a) == 1 else a, b * (length // len(b)) if len(b) == 1 else b
+        divides = node.op == "Div" and not _is_whole(node)
         return tuple(
-            function(x, y, f"{_UNSURE if is_unsure(x, y) else ''}{node.outputs[0].name}[{i}]")
-            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            function(x, y, _new_name(node, i, (x, y), divides)) for i, (x, y) in enumerate(zip(a, b, strict=True))
         )
 
     return rule
 
 
+def _new_name(node: gs.Node, index: int, operands: Sequence[Dim], divides: bool = False) -> str:
+    """The name of an element of a node's result, with what is not known of its operands."""
+    # What is added to or multiplied by a negative number need not be an extent, as a difference.
+    unsure = is_unsure(*operands) or any(isinstance(v, int) and v < 0 for v in operands)
+    fraction = divides or is_fraction(*operands)
+    return f"{_UNSURE if unsure else ''}{node.outputs[0].name}[{index}]{_FRACTION if fraction else ''}"
+
+
+def _is_whole(node: gs.Node) -> bool:
+    """Does a Div compute in integers? Its operands have one type."""
+    types = [np.dtype(t.dtype) for t in (*node.inputs, *node.outputs) if t.dtype is not None]
+    return any(kind.kind in "iu" for kind in types)
+
+
 def _mul(a: Dim, b: Dim, name: str) -> Dim:
     if 0 in (a, b):
         return 0
+    if isinstance(a, int) != isinstance(b, int) and min(x for x in (a, b) if isinstance(x, int)) < 0:
+        return name
     found = _product(a, b)
     return name if found is None else found
 
@@ -736,12 +794,15 @@ def _values_where(symbols: Symbols, node: gs.Node) -> Values | None:
         return None
     out: list[Dim] = []
     for i, (c, y, n) in enumerate(zip(condition, yes, no, strict=True)):
-        out.append((y if c else n) if isinstance(c, int) else y if y == n else f"{_UNSURE}{node.outputs[0].name}[{i}]")
+        name = f"{_UNSURE}{node.outputs[0].name}[{i}]{_FRACTION if is_fraction(y, n) else ''}"
+        out.append((y if c else n) if isinstance(c, int) else y if y == n else name)
     return tuple(out)
 
 
 _VALUE_RULES: dict[str, Callable[[Symbols, gs.Node], Values | None]] = {
-    **dict.fromkeys(("Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Floor", "Ceil"), _values_same),
+    **dict.fromkeys(("Identity", "Squeeze"), _values_same),
+    **dict.fromkeys(("Unsqueeze", "Reshape", "Flatten"), _values_reshaped),
+    **dict.fromkeys(("Floor", "Ceil"), _values_rounded),
     "Cast": _values_cast,
     "Shape": _values_shape,
     "Gather": _values_gather,

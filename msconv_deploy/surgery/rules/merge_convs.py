@@ -52,7 +52,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from msconv_deploy.ops.border_classes import Axis
-from msconv_deploy.surgery.engine.axis_tables import AxisTable, axis_table
+from msconv_deploy.surgery.engine.axis_tables import AxisTable, TableTooLargeError, axis_table
 from msconv_deploy.surgery.engine.contraction import Contraction, Refusal, constant_array, describe_contraction
 from msconv_deploy.surgery.engine.editing import GraphBuilder
 from msconv_deploy.surgery.engine.symbols import Dim, Symbols, operator
@@ -253,7 +253,10 @@ def rewrite(builder: GraphBuilder, found: Match) -> Refusal | None:
     tables: dict[int, AxisTable | None] = {}
     term = None
     if between is not None:
-        tables = {i: axis_table(axis, _known(second.dims[i + 2]), False) for i, axis in enumerate(second.axes)}
+        try:
+            tables = {i: axis_table(axis, _known(second.dims[i + 2]), False) for i, axis in enumerate(second.axes)}
+        except TableTooLargeError as reason:
+            return Refusal(str(reason), (str(found.node.name), str(first.node.name)))
         flat, counts = summed_weights(second.weight_of(channels).astype(np.float64), range(len(tables)), tables)
         sums = np.moveaxis(flat.reshape(*counts, -1, len(channels)) @ between, -1, 0)
         if any(table is not None for table in tables.values()):

@@ -70,6 +70,8 @@ def _parts(found: Match) -> tuple[dict[str, list[Core]], dict[str, list[list[int
     members: dict[str, list[Core]] = {}
     channels: dict[str, list[list[int]]] = {}
     for start, segment in zip(found.starts, found.segments, strict=True):
+        if segment.size == 0:
+            continue
         kind = _kind(segment, one_dimensional)
         members.setdefault(kind, []).append(segment.core)
         own = range(start, start + segment.size)
@@ -127,9 +129,11 @@ def _weight(found: Match, kind: str, channels: list[list[int]], config: MSConv2d
     if kind == "nchw" and config.group > 1:
         weight = found.grouped_weight([c for group in channels for c in group])
     else:
-        columns = [contraction.weight_of(group) for group in channels]
-        summed = [w if w.shape[1] == 1 else w.astype(np.float64).sum(1, keepdims=True).astype(w.dtype) for w in columns]
-        weight = np.concatenate(summed, axis=1)
+        columns = contraction.weight_of([channel for group in channels for channel in group])
+        weight = columns
+        if columns.shape[1] != len(channels):
+            starts = np.cumsum([0, *map(len, channels[:-1])])
+            weight = np.add.reduceat(columns.astype(np.float64), starts, axis=1).astype(columns.dtype)
     if len(contraction.axes) == 1:
         weight = weight[:, :, None, :]
     return np.ascontiguousarray(weight)

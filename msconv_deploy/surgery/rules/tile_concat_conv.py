@@ -15,6 +15,7 @@ the terms that broadcast. Saves the uniform channels' share of the contraction, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.surgery.engine import ones_channel
-from msconv_deploy.surgery.engine.axis_tables import AxisTable, axis_table, transposed_extent
+from msconv_deploy.surgery.engine.axis_tables import AxisTable, TableTooLargeError, axis_table, transposed_extent
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS, Contraction, Refusal, describe_contraction
 from msconv_deploy.surgery.engine.cores import Core, CoreEmitter, Existing, concatenated
 from msconv_deploy.surgery.engine.decomposition import Decomposer, Segment
@@ -76,6 +77,28 @@ class Match:
         assert isinstance(size, int)
         return size // self.contraction.group
 
+    @cached_property
+    def tables(self) -> dict[int, AxisTable | None]:
+        """Table of every spatial axis along which some segment is uniform.
+
+        Raises:
+            BadInputError: the padding of a transposed convolution crops all of its output, or a table would be too large.
+        """
+        contraction = self.contraction
+        tables: dict[int, AxisTable | None] = {}
+        for i, axis in enumerate(contraction.axes):
+            if not any(i + contraction.first_spatial in s.uniform for _, s in self.uniform_segments):
+                continue
+            extent = contraction.dims[i + contraction.first_spatial]
+            padding = contraction.output_padding[i] if contraction.transposed else 0
+            tables[i] = axis_table(axis, extent if isinstance(extent, int) else None, contraction.transposed, padding)
+        return tables
+
+    def channels_of(self, groups: range) -> range:
+        """Input channels that some groups of a convolution read; all channels of a product."""
+        size = self.channels_per_group
+        return range(groups.start * size, groups.stop * size)
+
     def dense_per_group(self) -> list[int]:
         """How many dense input channels each group of a convolution reads."""
         per_group = self.channels_per_group
@@ -126,7 +149,9 @@ def match(
     starts = tuple(int(n) for n in np.cumsum([0, *(s.size for s in segments[:-1])]))
     found = Match(contraction, segments, starts)
     try:
-        _tables(found)
+        _ = found.tables
+    except TableTooLargeError as reason:
+        return Refusal(str(reason), (str(node.name),))
     except BadInputError as reason:
         return Refusal(f"it has no output: {reason}", (str(node.name),))
     return found
@@ -148,8 +173,8 @@ def _is_empty(contraction: Contraction, symbols: Symbols) -> bool:
 _LOOK = 200
 """Tensors above a contraction that are searched for the shape which made an extent."""
 
-_SHAPED = ("Expand", "Reshape", "Resize")
-"""Operators with a shape as an input, whose entries with a name are extents of the result."""
+_SHAPED = {"Expand": 1, "Reshape": 1, "Resize": 3}
+"""Operators with a shape as an input, whose entries with a name are extents of the result, and which input that is."""
 
 _NEAR = 24
 """Tensors above a contraction that are looked at for copies, only to decide what is worth reporting."""
@@ -267,7 +292,7 @@ def lowerings(symbols: Symbols, found: Match) -> list[str]:
     first, lead = contraction.first_spatial, contraction.channel_axis
     spatial = set(range(first, first + len(contraction.axes)))
     uniform = [s for _, s in found.uniform_segments]
-    border = any(a + first in s.uniform for a, table in _tables(found).items() if table is not None for s in uniform)
+    border = any(a + first in s.uniform for a, table in found.tables.items() if table is not None for s in uniform)
     names = [BORDER_GATHER if border else BROADCAST_ADD]
     if contraction.axes and contraction.group == 1 and contraction.merged is None:
         if not border and all(spatial <= s.uniform and set(s.core.dims[:lead]) == {1} for s in uniform):
@@ -310,8 +335,8 @@ class _Run:
     dense: int  # dense channels of each group
 
 
-def _runs(found: Match) -> list[_Run] | None:
-    """The groups of a convolution as runs. None if a run's dense channels are not the same number in each group."""
+def _runs(found: Match) -> list[_Run]:
+    """The groups of a convolution as runs, each of groups with the same number of dense channels."""
     contraction, dense = found.contraction, found.dense_per_group()
     runs, start = [], 0
     for stop in range(1, contraction.group + 1):
@@ -319,19 +344,6 @@ def _runs(found: Match) -> list[_Run] | None:
             runs.append(_Run(range(start, stop), dense[start]))
             start = stop
     return runs
-
-
-def _tables(found: Match) -> dict[int, AxisTable | None]:
-    """Table of every spatial axis along which some segment is uniform."""
-    contraction = found.contraction
-    tables: dict[int, AxisTable | None] = {}
-    for i, axis in enumerate(contraction.axes):
-        if not any(i + contraction.first_spatial in s.uniform for _, s in found.uniform_segments):
-            continue
-        extent = contraction.dims[i + contraction.first_spatial]
-        padding = contraction.output_padding[i] if contraction.transposed else 0
-        tables[i] = axis_table(axis, extent if isinstance(extent, int) else None, contraction.transposed, padding)
-    return tables
 
 
 class _Writer:
@@ -353,8 +365,7 @@ class _Writer:
 
     def write(self) -> None:
         runs = _runs(self.found) if self.contraction.axes else [_Run(range(1), len(self._dense_channels()))]
-        assert runs is not None
-        self.tables = _tables(self.found)
+        self.tables = self.found.tables
         if len(runs) == 1:
             self._write_run(runs[0], self._name_of_result())
         else:
@@ -515,7 +526,10 @@ class _Writer:
         axis = self.contraction.channel_axis
         members: list[tuple[Segment, NDArray[Any]]] = []
         idle: list[tuple[Segment, NDArray[Any]]] = []
+        reached = self.found.channels_of(run.groups)
         for start, segment in self.found.uniform_segments:
+            if start >= reached.stop or start + segment.size <= reached.start:
+                continue  # of other groups
             weight = self.contraction.weight_of(list(range(start, start + segment.size)), run.groups)
             if axis in segment.uniform:  # equal channels: one channel with the sum of their weights
                 weight = weight.astype(np.float64).sum(1, keepdims=True).astype(weight.dtype)
@@ -625,7 +639,8 @@ class _Writer:
                 continue
             seen.add(id(tensor))
             node = tensor.inputs[0]
-            for operand in node.inputs[1:] if operator(node) in _SHAPED else ():
+            position = _SHAPED.get(operator(node), len(node.inputs))
+            for operand in node.inputs[position : position + 1]:
                 values = self.symbols.values(operand) if operand.name else None
                 if values is not None and dim in values:
                     return operand, values.index(dim)

@@ -108,6 +108,8 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
     dims, axes = symbols.dims(difference), axes_of(symbols, node)
     if dims is None or axes is None or len(axes) != 1:
         return None
+    if symbols.rank(node.inputs[0]) != len(dims):
+        return None  # an exponent or a shift of a higher rank adds axes
     axis, rank = axes[0] % len(dims), len(dims)
     cores = [_core(tensor, rank, axis, symbols, decomposer) for tensor in (first, second)]
     if any(core is None for core in cores):
