@@ -17,6 +17,9 @@ from msconv_deploy.errors import BadInputError
 
 MIN_OPSET = 11
 
+TO_THE_END = 2**63 - 1
+"""The end of a Slice that takes all there is."""
+
 
 class NodeBuilder:
     """Collects nodes whose value names all start with one prefix.

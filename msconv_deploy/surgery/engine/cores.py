@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from msconv_deploy.ops.node_builder import TO_THE_END
 from msconv_deploy.surgery.engine.editing import GraphBuilder, constant_values
 from msconv_deploy.surgery.engine.symbols import Dim, Dims
 
@@ -156,7 +157,7 @@ def sliced(core: Core, ranges: dict[int, slice]) -> Core:
             len(range(*cut.indices(extent))) if isinstance(extent, int) else f"{extent}[{cut.start}:{cut.stop}]"
         )
         starts.append(cut.start or 0)
-        ends.append(2**63 - 1 if cut.stop is None else cut.stop)
+        ends.append(TO_THE_END if cut.stop is None else cut.stop)
         steps.append(cut.step or 1)
     integers = (tuple(starts), tuple(ends), tuple(ranges), tuple(steps))
     return Made(tuple(dims), "Slice", (core,), {}, integers)

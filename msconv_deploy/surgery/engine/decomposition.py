@@ -29,6 +29,7 @@ from msconv_deploy.surgery.engine.cores import (
     transposed,
     unsqueezed,
 )
+from msconv_deploy.surgery.engine.operators import BROADCASTING, UNARY
 from msconv_deploy.surgery.engine.symbols import (
     WHOLE,
     Dim,
@@ -858,15 +859,7 @@ def _move_ones(this: Decomposer, core: Core, wanted: Dims) -> Core:
     return unsqueezed(plain, [i for i, d in enumerate(wanted) if d == 1], this.opset)
 
 
-UNARY = (
-    "Identity", "Cast", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus",
-    "Softsign", "Gelu", "Mish", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign",
-    "Sin", "Cos", "Clip", "Dropout", "ThresholdedRelu", "Not", "Swish",
-)  # fmt: skip
-ELEMENTWISE = (
-    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "PRelu", "Equal", "Greater", "GreaterOrEqual",
-    "Less", "LessOrEqual", "And", "Or", "Xor", "Mod",
-)  # fmt: skip
+ELEMENTWISE = (*BROADCASTING, "PRelu")
 
 MERGING_RESHAPE = "MergingReshape"
 """No operator of ONNX: see ``split_views``."""

@@ -6,7 +6,8 @@ edited (a large one is loaded only when a rule asks for its value), and what it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.model_checks import propagates
@@ -71,6 +73,17 @@ def tensor_values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
     return np.fromfile(file, dtype, count, offset=offset).reshape(tuple(tensor.dims))
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """onnx-graphsurgeon prints its warnings, of element types that NumPy lacks, to standard output."""
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
+
+
 def skeleton_of(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
     """A copy of the model without its large weights, and those by name.
 
@@ -107,7 +120,8 @@ class EditableModel:
         self._skeleton, self._weights = skeleton_of(model)
         self.inferred, self._stale = _infer(self._skeleton)
         try:
-            self.graph = gs.import_onnx(self._skeleton)
+            with _without_warnings():
+                self.graph = gs.import_onnx(self._skeleton)
         except UnicodeDecodeError as error:
             raise BadInputError(
                 f"an attribute of a node is no UTF-8 text, and onnx-graphsurgeon reads no other: {error}"

@@ -8,12 +8,16 @@ import onnx_graphsurgeon as gs
 
 from msconv_deploy.surgery.engine.symbols import operator
 
+CONVOLVED = (np.dtype(np.float32), np.dtype(np.float16))
+"""Element types in which every runtime has convolutions and pooling."""
+
 _FARTHEST = 1000
 _OTHERWISE = {
     "Shape", "Size", "ArgMax", "ArgMin", "NonZero", "TopK", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
     "IsNaN", "IsInf", "Not", "And", "Or", "Xor", "OneHot", "QuantizeLinear", "DequantizeLinear", "CastLike", "Where",
     "ConstantOfShape", "RandomNormal", "RandomUniform", "Bernoulli", "If", "Loop", "Scan", "DynamicQuantizeLinear",
-    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "BitCast", "EyeLike", "Multinomial", "NonMaxSuppression",
+    "RandomNormalLike", "RandomUniformLike", "StringSplit", "TfIdfVectorizer", "Unique",
 }  # fmt: skip
 """Operators whose result need not have the type of their first input."""
 

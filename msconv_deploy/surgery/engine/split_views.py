@@ -21,6 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from msconv_deploy.ops.node_builder import TO_THE_END
 from msconv_deploy.surgery.engine.contraction import Contraction, constant_array
 from msconv_deploy.surgery.engine.cores import (
     Core,
@@ -38,13 +39,13 @@ from msconv_deploy.surgery.engine.decomposition import (
     LARGEST_TESTED_CONSTANT,
     MAX_DEPTH,
     MERGING_RESHAPE,
-    UNARY,
     Decomposer,
     Segments,
     cut_segments,
     reshape_groups,
 )
 from msconv_deploy.surgery.engine.editing import constant_values
+from msconv_deploy.surgery.engine.operators import UNARY
 from msconv_deploy.surgery.engine.symbols import (
     TIMES,
     WHOLE,
@@ -66,8 +67,6 @@ _LOOK = 200
 
 _MAX_FACTORINGS = 8
 """Ways to take an axis apart that are tried."""
-
-_END = 2**63 - 1
 
 
 @dataclass(eq=False)
@@ -542,7 +541,7 @@ def _slice(symbols: Symbols, node: gs.Node, axis: int, dims: Dims) -> _Recipe | 
     def attributes(count: int) -> dict[str, Any]:
         return {
             "starts": [cut.start or 0 for _, cut in known],
-            "ends": [_END if cut.stop is None else cut.stop for _, cut in known],
+            "ends": [TO_THE_END if cut.stop is None else cut.stop for _, cut in known],
             "axes": [_moved(a, axis, count) for a, _ in known],
             "steps": [cut.step or 1 for _, cut in known],
         }

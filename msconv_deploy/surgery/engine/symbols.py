@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from msconv_deploy.surgery.engine.operators import BROADCASTING, SAME_SHAPE
+
 Dim = int | str
 Dims = tuple[Dim, ...]
 Values = tuple[Dim, ...]
@@ -26,18 +28,6 @@ Values = tuple[Dim, ...]
 
 _MAX_ELEMENTS = 64
 """Longer integer tensors are data, not shapes."""
-
-_SAME_SHAPE = {
-    "Identity", "Cast", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus",
-    "Softsign", "Gelu", "Mish", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign",
-    "Sin", "Cos", "Clip", "Dropout", "BatchNormalization", "InstanceNormalization", "LayerNormalization",
-    "GroupNormalization", "Softmax", "LogSoftmax", "PRelu", "LRN", "ThresholdedRelu", "Not", "IsNaN", "QuantizeLinear",
-    "DequantizeLinear", "Swish",
-}  # fmt: skip
-_BROADCASTING = {
-    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "And", "Or", "Xor", "Mod",
-}  # fmt: skip
 
 
 TIMES = " × "
@@ -562,8 +552,8 @@ def _resize(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int 
 
 
 _DIM_RULES: dict[str, Callable[[Symbols, gs.Node, gs.Tensor], Sequence[int | str | None] | None]] = {
-    **dict.fromkeys(_SAME_SHAPE, _same),
-    **dict.fromkeys(_BROADCASTING, _broadcasting),
+    **dict.fromkeys(SAME_SHAPE, _same),
+    **dict.fromkeys(BROADCASTING, _broadcasting),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,

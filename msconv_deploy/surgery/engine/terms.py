@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from msconv_deploy.ops.node_builder import TO_THE_END
 from msconv_deploy.surgery.engine.axis_tables import AxisTable
 from msconv_deploy.surgery.engine.contraction import Contraction
 from msconv_deploy.surgery.engine.editing import GraphBuilder
 
 FULL, ONE, TABLE = "full", "one", "table"
-_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _spread(builder: GraphBuilder, term: Term, axis: int, table: AxisTable | Non
         rest = builder.maximum(builder.add("Sub", count, builder.ints([after])), builder.ints([before]))
         inside = builder.add("Sub", rest, builder.ints([before]))
         head = builder.add("Slice", index, builder.ints([0]), builder.ints([before])) if before else None
-        tail = builder.add("Slice", index, rest, builder.ints([_END])) if after else None
+        tail = builder.add("Slice", index, rest, builder.ints([TO_THE_END])) if after else None
     else:
         first_after = len(table.index) - after
         if (

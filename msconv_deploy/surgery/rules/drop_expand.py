@@ -17,14 +17,10 @@ import onnx_graphsurgeon as gs
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
+from msconv_deploy.surgery.engine.operators import BROADCASTING
 from msconv_deploy.surgery.engine.symbols import Dim, Symbols, broadcast, operator
 
 ID = "drop-expand"
-
-_BROADCASTING = {
-    "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "Equal", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "And", "Or", "Xor", "Mod",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,7 @@ class Match:
 
 def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Refusal | None:
     """The node with as many copies dropped as its result's extents allow, or why none can be, or None without copies."""
-    if operator(node) not in _BROADCASTING:
+    if operator(node) not in BROADCASTING:
         return None
     wanted = symbols.dims(node.outputs[0])
     inputs = list(node.inputs)

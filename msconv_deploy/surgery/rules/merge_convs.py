@@ -55,9 +55,9 @@ from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.surgery.engine.axis_tables import AxisTable, TableTooLargeError, axis_table
 from msconv_deploy.surgery.engine.contraction import Contraction, Refusal, constant_array, describe_contraction
 from msconv_deploy.surgery.engine.editing import GraphBuilder
+from msconv_deploy.surgery.engine.element_types import CONVOLVED
 from msconv_deploy.surgery.engine.symbols import Dim, Symbols, operator
 from msconv_deploy.surgery.engine.terms import ONE, TABLE, Term, combine, summed_weights
-from msconv_deploy.surgery.rules.unfold_matmul import FLOATS
 
 ID = "merge-convs"
 LOWERING = "one-convolution"
@@ -149,7 +149,7 @@ def _fitted(
 ) -> Match | Refusal | None:
     name = (str(node.name), str(first.node.name))
     types = {c.stored.constant.dtype for c in (first, second)}
-    if len(types) > 1 or not types <= set(FLOATS):
+    if len(types) > 1 or not types <= set(CONVOLVED):
         return Refusal(f"not every runtime has convolutions in {' and '.join(sorted(map(str, types)))}", name)
     if any(c.bias is not None and constant_array(c.bias) is None for c in (first, second)):
         return Refusal("a bias is not constant", name)

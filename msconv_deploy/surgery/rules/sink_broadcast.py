@@ -18,18 +18,15 @@ import onnx_graphsurgeon as gs
 
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.cores import CoreEmitter
-from msconv_deploy.surgery.engine.decomposition import Decomposer, Segment
+from msconv_deploy.surgery.engine.decomposition import ELEMENTWISE, Decomposer, Segment
 from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
+from msconv_deploy.surgery.engine.operators import UNARY
 from msconv_deploy.surgery.engine.symbols import Dims, Symbols, operator
 
 ID = "sink-broadcast"
 
-_SINKS = {
-    "Cast", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus", "Softsign",
-    "Gelu", "Mish", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos",
-    "Clip", "ThresholdedRelu", "Not", "Swish", "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "Where", "PRelu",
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod", "BatchNormalization", "Transpose",
-}  # fmt: skip
+_SINKS = {*UNARY, *ELEMENTWISE, "BatchNormalization", "Transpose"} - {"Identity", "Dropout"}
+"""Operators that are worth computing on a core: those that only pass their operand on are not."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from msconv_deploy.errors import BadInputError
+from msconv_deploy.ops.node_builder import TO_THE_END
 from msconv_deploy.surgery.engine import ones_channel
 from msconv_deploy.surgery.engine.axis_tables import AxisTable, TableTooLargeError, axis_table, transposed_extent
 from msconv_deploy.surgery.engine.contraction import CONTRACTIONS, Contraction, Refusal, describe_contraction
@@ -39,8 +40,6 @@ ID = "tile-concat-conv"
 BROADCAST_ADD, BORDER_GATHER = "broadcast-add", "border-gather"
 DYNAMIC_BIAS, EXPANDED_ADD, ONES_CHANNEL = "dynamic-bias", "expanded-add", "ones-channel"
 CORES_ONLY = "cores-only"
-
-_END = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -565,7 +564,7 @@ class _Writer:
         lacking = [i for i, extent in enumerate(batch) if extent == 1]
         extents = [self._factor(i) for i in range(len(batch))]
         if FULL in term.states:
-            rest = builder.add("Slice", builder.add("Shape", term.name), builder.ints([1]), builder.ints([_END]))
+            rest = builder.add("Slice", builder.add("Shape", term.name), builder.ints([1]), builder.ints([TO_THE_END]))
         else:
             rows = [t.rows if s == TABLE and (t := self.tables[a]) else 1 for a, s in enumerate(term.states)]
             rest = builder.ints([outputs, *rows])
@@ -728,7 +727,7 @@ class _Writer:
             if all(isinstance(d, int) for d in tail):
                 shape = builder.ints([*[0] * at, -1, *(int(d) for d in tail), outputs])
             else:
-                behind = [builder.ints([at + count]), builder.ints([_END])]
+                behind = [builder.ints([at + count]), builder.ints([TO_THE_END])]
                 rest = builder.add("Slice", builder.add("Shape", self.last), *behind)
                 shape = builder.add("Concat", builder.ints([*[0] * at, -1]), rest, axis=0)
         builder.add("Reshape", self.last, shape, output=self.output)

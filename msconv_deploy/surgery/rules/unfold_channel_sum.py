@@ -20,6 +20,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from msconv_deploy.ops.node_builder import TO_THE_END
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.editing import GraphBuilder
 from msconv_deploy.surgery.engine.windows import Role, WindowFinder, Windows, WindowWriter
@@ -27,7 +28,6 @@ from msconv_deploy.surgery.rules.unfold_matmul import windows_and_weights
 
 ID = "unfold-channel-sum"
 LOWERING = "shifted-slices"
-_END = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def rewrite(builder: GraphBuilder, found: Match) -> None:
         shifts = [a.dilation * t for a, t in zip(windows.axes, tap, strict=True)]
         behind = [a.reach - 1 - shift for a, shift in zip(windows.axes, shifts, strict=True)]
         starts = builder.ints([index, *shifts])
-        ends = builder.ints([index + 1, *(-n if n else _END for n in behind)])
+        ends = builder.ints([index + 1, *(-n if n else TO_THE_END for n in behind)])
         slices.append(builder.add("Slice", z, starts, ends, axes, steps, hint="tap"))
     channels = tuple(Role("tap", a) for a, axis in zip(windows.spatial, windows.axes, strict=True) if axis.kernel > 1)
     writer.finish("Concat", *slices, channels=channels, axis=1)

@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.editing import GraphBuilder
+from msconv_deploy.surgery.engine.element_types import CONVOLVED
 from msconv_deploy.surgery.engine.products import Product, describe_products, weights_by_role
 from msconv_deploy.surgery.engine.windows import OUT, WindowFinder, Windows, WindowWriter
 
 ID = "unfold-matmul"
 LOWERING = "convolution"
-
-FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
-"""Element types in which every runtime has convolutions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ def windows_and_weights(node: gs.Node, finder: WindowFinder) -> tuple[Product, W
         weight = weights_by_role(product, windows, finder.base) if finder.is_fixed(product.weight) else None
         if weight is None:
             return Refusal("its weights are not constant", (str(node.name),))
-        if weight.dtype not in FLOATS:
+        if weight.dtype not in CONVOLVED:
             return Refusal(f"not every runtime has convolutions in {weight.dtype.name}", (str(node.name),))
         return product, windows, weight
     return refusal

@@ -17,12 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.editing import GraphBuilder
-from msconv_deploy.surgery.engine.element_types import element_type
+from msconv_deploy.surgery.engine.element_types import CONVOLVED, element_type
 from msconv_deploy.surgery.engine.products import reduced_axes, reduced_result
 from msconv_deploy.surgery.engine.symbols import operator
 from msconv_deploy.surgery.engine.windows import Reading, Use, WindowFinder, Windows, WindowWriter
@@ -31,7 +30,6 @@ ID = "unfold-max"
 LOWERING = "pooling"
 
 _POOLS = {"ReduceMax": "MaxPool", "ReduceMean": "AveragePool"}
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
 _DILATED_MEAN = 19
 """Opset from which AveragePool has dilations."""
 
@@ -63,7 +61,7 @@ def match(node: gs.Node, finder: WindowFinder, opset: int) -> Match | Refusal | 
     if windows.channel is not None:
         return Refusal("it reduces whole axes beside the windows", name)
     found = element_type(windows.source)
-    if found is None or found not in _FLOATS:
+    if found is None or found not in CONVOLVED:
         what = "its element type is not known" if found is None else f"not every runtime has pooling in {found.name}"
         return Refusal(what, name)
     if op == "ReduceMean" and opset < _DILATED_MEAN and any(a.dilation > 1 for a in windows.axes):
