@@ -29,7 +29,7 @@ from msconv_deploy.surgery.choice.tune import tune as tune_plan
 from msconv_deploy.surgery.distances import distance_pass
 from msconv_deploy.surgery.engine.contraction import Refusal
 from msconv_deploy.surgery.engine.decomposition import Decomposer
-from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder
+from msconv_deploy.surgery.engine.editing import EditableModel, GraphBuilder, quiet_graphsurgeon
 from msconv_deploy.surgery.engine.epilogue import Epilogue, taken_over
 from msconv_deploy.surgery.engine.split_views import SplitViews
 from msconv_deploy.surgery.engine.symbols import Symbols
@@ -81,6 +81,7 @@ Progress = Callable[[str], None]
 Chooser = Callable[[EditableModel, Symbols, Sequence[Match]], list[Choice]]
 
 
+@quiet_graphsurgeon()
 def inspect_model(
     model: onnx.ModelProto,
     folder: Path,
@@ -107,6 +108,7 @@ def inspect_model(
     return found
 
 
+@quiet_graphsurgeon()
 def optimize_model(
     model: onnx.ModelProto,
     folder: Path,

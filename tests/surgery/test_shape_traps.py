@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -192,3 +193,12 @@ def test_models_are_left_as_onnx_wants_them():
     model = net.model()
     onnx.checker.check_model(model, full_check=True)
     assert rewritten(optimized(model, ODD)) == 1
+
+
+def test_nothing_is_printed_about_types_that_numpy_lacks(capfd):
+    """onnx-graphsurgeon warns of bfloat16 on standard output, where a program's results are."""
+    net = Net(22, ml_dtypes.bfloat16)
+    copies = net.node("Expand", net.input("N", 4, 1, 1), net.ints(1, 4, 6, 7))
+    convolved(net, net.node("Mul", copies, net.random(1, 4, 1, 1)))
+    optimize_model(net.model(), Path(), "always")
+    assert capfd.readouterr() == ("", "")

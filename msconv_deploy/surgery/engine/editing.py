@@ -74,8 +74,8 @@ def tensor_values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """onnx-graphsurgeon prints its warnings, of element types that NumPy lacks, to standard output."""
+def quiet_graphsurgeon() -> Iterator[None]:
+    """Only errors of onnx-graphsurgeon: it prints warnings, of element types that NumPy lacks, to standard output."""
     before = G_LOGGER.severity
     G_LOGGER.severity = G_LOGGER.ERROR
     try:
@@ -120,8 +120,7 @@ class EditableModel:
         self._skeleton, self._weights = skeleton_of(model)
         self.inferred, self._stale = _infer(self._skeleton)
         try:
-            with _without_warnings():
-                self.graph = gs.import_onnx(self._skeleton)
+            self.graph = gs.import_onnx(self._skeleton)
         except UnicodeDecodeError as error:
             raise BadInputError(
                 f"an attribute of a node is no UTF-8 text, and onnx-graphsurgeon reads no other: {error}"
