@@ -35,13 +35,13 @@ from onnx import helper, numpy_helper
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.conditions import conditions, in_words  # noqa: E402
 from msconv_deploy.errors import BadInputError, ExitCode, MsconvError, NotAvailableError  # noqa: E402
 from msconv_deploy.files import write_text  # noqa: E402
 from msconv_deploy.model_files import read_model, serialized, write_model  # noqa: E402
 from msconv_deploy.ops.configuration import DOMAIN, MSConv2dConfig, PaddingMode  # noqa: E402
 from msconv_deploy.ops.forms import Form, msconv_nodes  # noqa: E402
 from msconv_deploy.ops.schema import configuration_of_node  # noqa: E402
-from msconv_deploy.reporting.versions import installed_versions  # noqa: E402
 from msconv_deploy.runtimes.settings import Settings  # noqa: E402
 from msconv_deploy.runtimes.tensorrt.api import TensorRT  # noqa: E402
 from msconv_deploy.runtimes.tensorrt.bindings import require  # noqa: E402
@@ -172,7 +172,7 @@ class Check:
             raise NotAvailableError("this check needs what is not here:" + "".join(f"\n- {what}" for what in missing))
 
     def run(self, say: Callable[[str], None]) -> dict[str, Any]:
-        engines = []
+        when, engines = conditions(), []
         for precision in PRECISIONS:
             for variant in VARIANTS:
                 say(f"{variant} {precision}")
@@ -187,7 +187,7 @@ class Check:
             "compute_capability": self.tensorrt.gpu.capability_text,
             "driver_cuda": ".".join(map(str, self.tensorrt.gpu.cuda)),
             "tensorrt": self.tensorrt.version,
-            "versions": installed_versions(),
+            "conditions": when,
             "shapes": list(SHAPES),
             "engines": engines,
             "zoo": zoo,
@@ -363,7 +363,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"TensorRT {results['tensorrt']}, compute capability {results['compute_capability']}, driver for CUDA "
         f"{results['driver_cuda']}. Made by `make engine-check`. Differences are max|a-b| / max|b| against ONNX Runtime on "
-        "the CPU in fp32. Times are microseconds, median, inputs on the device.",
+        "the CPU in fp32. Times are microseconds, median, inputs on the device."
+        + (f" {in_words(results['conditions'])}" if "conditions" in results else ""),
         "",
         "| engine | layers | plugin layers | precision | agreement | largest difference | new process |",
         "|---|---|---|---|---|---|---|",

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.conditions import conditions  # noqa: E402
+from benchmarks.conditions import conditions, in_words  # noqa: E402
 from msconv_deploy.ops import reference  # noqa: E402
 from msconv_deploy.ops.configuration import MSConv2dConfig, PaddingSemantics  # noqa: E402
 from tests.oracle import border_and_interior, extents, scale_of, source_oracle, tile_concat_conv  # noqa: E402
@@ -112,7 +112,8 @@ def main() -> int:
         "worst": worst,
     }
     (RESULTS / "exactness.json").write_text(json.dumps(content, indent=2) + "\n")
-    lines = ["| implementation | cases | worst at the border | worst inside |", "|---|---|---|---|"]
+    lines = [f"`{content['command']}`; {in_words(when)}", ""]
+    lines += ["| implementation | cases | worst at the border | worst inside |", "|---|---|---|---|"]
     lines += [f"| {name} | {cells(row)} |" for name, row in worst.items()]
     (RESULTS / "exactness.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

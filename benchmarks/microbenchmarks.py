@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from msconv_deploy.reporting.versions import installed_versions  # noqa: E402
+from benchmarks.conditions import conditions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "microbenchmarks.json"
 RANDOM = np.random.default_rng(0)
@@ -330,10 +330,10 @@ def main() -> None:
         help="measure these contractions; the other results stay",
     )
     args = parser.parse_args()
-    clock = Clock(args.sessions, args.seconds)
+    clock, when = Clock(args.sessions, args.seconds), conditions()
     command = f"python benchmarks/microbenchmarks.py --sessions {args.sessions} --seconds {args.seconds}"
     if args.only:
-        write(remeasured(clock, args.only, command))
+        write(remeasured(clock, args.only, command, when))
         return
     bytes_kinds = passes(clock)
     bytes_kinds["reorder"] = reorders(clock, fit(bytes_kinds["elementwise"])["byte"])
@@ -345,7 +345,7 @@ def main() -> None:
     }
     result = {
         "command": command,
-        "versions": installed_versions(),
+        "conditions": when,
         "node": small_nodes(clock),
         "piece": pieces(clock),
         "contractions": {kind: fit(samples) for kind, samples in contractions.items()},
@@ -359,13 +359,13 @@ def as_data(samples: Sequence[Sample]) -> list[dict[str, object]]:
     return [{**vars(s), "seconds": float(f"{s.seconds:.4g}")} for s in samples]
 
 
-def remeasured(clock: Clock, kinds: Sequence[str], command: str) -> dict[str, Any]:
+def remeasured(clock: Clock, kinds: Sequence[str], command: str, when: dict[str, Any]) -> dict[str, Any]:
     """The last result with some contractions measured again."""
     result: dict[str, Any] = json.loads(RESULT.read_text())
     for kind in kinds:
         samples = CONTRACTIONS[kind](clock)
         result["contractions"][kind], result["samples"][kind] = fit(samples), as_data(samples)
-    how = {"command": f"{command} --only {' '.join(kinds)}", "versions": installed_versions()}
+    how = {"command": f"{command} --only {' '.join(kinds)}", "conditions": when}
     result.setdefault("remeasured", {}).update(dict.fromkeys(kinds, how))
     return result
 
@@ -373,7 +373,7 @@ def remeasured(clock: Clock, kinds: Sequence[str], command: str) -> dict[str, An
 def write(result: dict[str, Any]) -> None:
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k not in ("samples", "versions")}, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k not in ("samples", "conditions")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ import tritonclient.http as http_client
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from msconv_deploy.reporting.versions import distribution_version, installed_versions  # noqa: E402
+from benchmarks.conditions import conditions, in_words  # noqa: E402
+from msconv_deploy.reporting.versions import distribution_version  # noqa: E402
 from tests.serving.client_suite import TOLERANCE, Endpoint, run_load, tensors, wishes  # noqa: E402
 from tests.serving.networks import four_sources  # noqa: E402
 from tests.serving.servers import start_program  # noqa: E402
@@ -234,8 +235,9 @@ def long_test(name: str, variable: str, count: int) -> dict[str, Any]:
 
 def report(content: dict[str, Any]) -> str:
     lines = [
-        f"One client, one image of 64x64 with rows, columns and scalars (50 kB), {content['cores']} cores that other work "
-        f"shared (load {content['load_before']} before, {content['load_after']} after); ms",
+        f"`{content['command']}`; {in_words(content['conditions'])} Load {content['load_after']} after.",
+        "",
+        "One client, one image of 64x64 with rows, columns and scalars (50 kB); ms",
         "",
         "| way | p5 | p50 | p90 | p99 | overhead of p50 |",
         "|---|---|---|---|---|---|",
@@ -311,16 +313,15 @@ def main() -> int:
         child(args.child[0], args.child[1], int(args.child[2]), float(args.child[3]))
         return 0
     names = ("starlette", "uvicorn", "grpcio", "tritonclient")
-    before = round(os.getloadavg()[0], 1)
+    when = conditions()
+    when["versions"] |= {package: distribution_version(package) for package in names}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = four_sources(folder / "sources.onnx")
         content: dict[str, Any] = {
             "command": f"python benchmarks/serving.py --rounds {args.rounds} --seconds {args.seconds:g} "
             f"--fuzz {args.fuzz} --memory {args.memory}",
-            "versions": installed_versions() | {package: distribution_version(package) for package in names},
-            "cores": os.cpu_count(),
-            "load_before": before,
+            "conditions": when,
             "latency": latency(folder, model, args.rounds),
         }
     with tempfile.TemporaryDirectory() as name:

@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py [FOLDER] [--pairs 8] [--only TEXT] [--others] [--always] [--two-threads] [--name NAME]
 
-FOLDER holds ONNX files and a manifest.json (file -> {"inputs": {name: [dtype, shape]}, "allow": [rules], which may be left
-out}). Without it, the representative networks of benchmarks/networks.py are exported with both PyTorch exporters first.
+FOLDER holds ONNX files and a manifest.json (file -> {"inputs": {name: [dtype, shape]}, "allow": [rules], "source": text}; the
+last two may be left out; the first word of the source, where a file comes from, is the table's last column). Without a folder,
+the representative networks of benchmarks/networks.py are exported with both PyTorch exporters first.
 Multiply-accumulates are counted over run-time shapes; memory is the peak of a run beside the model (benchmarks/peak_memory.py).
 Every other number is a time over a time: pairs of fresh sessions, created in alternating order, runs alternating, the 20th
 percentile of each, the geometric mean over the pairs; A/A is the same measurement of the original against itself. A file whose
@@ -17,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -227,32 +229,57 @@ def fraction(before_and_after: Sequence[int | None]) -> str:
     return "" if math.isnan(found) else f"{found:.2f}"
 
 
-def table(rows: list[Row], total: Row, command: str, when: Row) -> str:
-    """The results as Markdown: ratios are time of the original over time of the other, above 1 it is faster."""
+def origin_text(source: str) -> str:
+    """The first word of a manifest's ``source``: "reimplemented", "synthetic", or the name of a package."""
+    found = re.match(r"[\w.-]+", source)
+    return found[0] if found else ""
+
+
+def table_of_others(rows: list[Row]) -> list[str]:
+    """The other optimizers and rewrites by hand beside ours, for the files that have any of them; nothing without them."""
     others = list(rows[0].get("others", {}))
     hand = any("handwritten" in row for row in rows)
+    columns = [*others, *["by hand", "optimized / by hand"] * hand]
+    if not columns:
+        return []
+    lines = [
+        "",
+        "The same files, other optimizers and rewrites by hand:" if hand else "The same files, other optimizers:",
+    ]
+    lines += ["", "| file | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
+    for row in rows:
+        cells = [cell_text(row["others"][name]) for name in others]
+        cells += [cell_text(row.get("handwritten")), cell_text(row.get("optimized_over_handwritten"))] * hand
+        if any(cells):
+            lines.append(f"| {row['file'].removesuffix('.onnx')} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def table(rows: list[Row], total: Row, command: str, when: Row) -> str:
+    """The results as Markdown: ratios are time of the original over time of the other, above 1 it is faster."""
     two = any("two_threads" in row for row in rows)
+    origin = any("source" in row for row in rows)
     columns = ["file", "sites rewritten", "MACs", "memory", "original, ms", "A/A", "optimized", "difference"]
-    columns += ["2 threads"] * two + others + ["by hand", "optimized / by hand"] * hand
+    columns += ["2 threads"] * two + ["origin"] * origin
     lines = [
         f"`{command}`: time of the original over time of the result, ONNX Runtime, 1 thread. MACs and memory of a run are "
         f"those of the result over those of the original. {in_words(when)}",
         "",
     ]
-    lines += ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1)]
+    lines += ["| " + " | ".join(columns) + " |", "|---|" + "---:|" * (len(columns) - 1 - origin) + "---|" * origin]
     for row in rows:
         control = row["control"]
         cells = [row["file"].removesuffix(".onnx"), f"{row['rewritten']} of {row['sites']}"]
         cells += [fraction(row["macs"]), fraction(row["run_bytes"])]
-        cells += [f"{row['milliseconds']:.1f}", f"{control['ratio']:.3f} ± {control['half_width']:.3f}"]
+        cells += [f"{row['milliseconds']:.1f}", f"{control['ratio']:.3f}\u00a0±\u00a0{control['half_width']:.3f}"]
         optimized = cell_text(row["optimized"])
         cells += [f"**{optimized}** (slower)" if row["slower"] else optimized]
         cells += [f"{row['optimized']['difference']:.0e}" if row["rewritten"] else ""]
         cells += [cell_text(row.get("two_threads"))] * two
-        cells += [cell_text(row["others"][name]) for name in others]
-        cells += [cell_text(row.get("handwritten")), cell_text(row.get("optimized_over_handwritten"))] * hand
+        cells += [origin_text(row.get("source", ""))] * origin
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
+        *table_of_others(rows),
         "",
         f"- optimized: geometric mean {total['geometric_mean']:.3f} over {total['files']} files, lowest "
         f"{total['lowest']['ratio']:.2f} ({total['lowest']['file']}), slower: {', '.join(total['slower']) or 'none'};",
@@ -349,6 +376,7 @@ def run(folder: Path, args: argparse.Namespace) -> list[Row]:
         for index, file in enumerate(files, 1):
             shapes = {name: shape for name, (_, shape) in manifest[file]["inputs"].items()}
             row = benchmark.measure(file, shapes, manifest[file].get("allow", ()))
+            row |= {key: manifest[file][key] for key in ("source",) if key in manifest[file]}
             rows.append(row)
             print(
                 f"[{index}/{len(files)}] {file:48} optimized {cell_text(row['optimized']):18} A/A {row['control']['ratio']:.3f}"

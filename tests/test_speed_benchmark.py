@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import handwritten, other_optimizers, speed
-from tests.benchmarks.small_set import spoilt
+from tests.benchmarks.small_set import rows_of, spoilt
 from tests.tile_models import tiled_conv
 
 pytest.importorskip("matplotlib")
@@ -22,7 +22,8 @@ pytest.importorskip("matplotlib")
 def folder(tmp_path: Path) -> Path:
     tiled_conv(tmp_path / "tiled.onnx")
     inputs = {"x": ["float32", [1, 3, 32, 32]], "s": ["float32", [1, 16]]}
-    (tmp_path / "manifest.json").write_text(json.dumps({"tiled.onnx": {"inputs": inputs}}))
+    entry = {"inputs": inputs, "source": "synthetic trap: a tile, and a convolution"}
+    (tmp_path / "manifest.json").write_text(json.dumps({"tiled.onnx": entry}))
     return tmp_path
 
 
@@ -40,8 +41,13 @@ def test_a_folder_with_a_manifest(folder, monkeypatch):
     assert row["optimized"]["difference"] < speed.TOLERANCE
     assert row["control"]["ratio"] > 0
     assert "handwritten_skipped" in content["summary"]
-    assert "| tiled | 1 of 1 |" in (folder / "results" / "speed_trial.md").read_text()
-    assert content["conditions"]["date"] in (folder / "results" / "speed_trial.md").read_text()
+    text = (folder / "results" / "speed_trial.md").read_text()
+    (table,) = rows_of(text, "file")
+    assert table[:2] == ["tiled", "1 of 1"]
+    assert table[-1] == "synthetic"
+    assert row["source"] == "synthetic trap: a tile, and a convolution"
+    assert "\u00a0±\u00a0" in table[5], "the A/A column is not broken at its sign"
+    assert content["conditions"]["date"] in text
     for kind in ("speed", "work"):
         assert (folder / "results" / f"{kind}_trial.png").stat().st_size > 0
 
@@ -67,6 +73,35 @@ def test_other_optimizers_are_optional(folder, monkeypatch):
     assert content["summary"]["others"]["onnxscript"]["macs"] == 1
     assert content["summary"]["others"]["onnxsim"] == {"note": "not installed"}
     assert content["summary"]["others"]["onnxslim"]["failed"] == 1
+    text = (folder / "results" / "speed_trial.md").read_text()
+    first, second = (table for table in text.split("\n\n") if table.startswith("| file |"))
+    assert not any(name in first for name in other_optimizers.OPTIMIZERS)
+    assert second.splitlines()[0] == "| file | onnxsim | onnxslim | onnxoptimizer | onnxscript |"
+    assert second.splitlines()[2].startswith("| tiled | not installed | failed | failed | ")
+
+
+def test_rewrites_by_hand_have_a_table_with_the_files_that_have_one():
+    ratio = {"ratio": 1.5, "half_width": 0.0, "difference": 0.0}
+    rows = [{"file": "a.onnx"}, {"file": "b.onnx", "handwritten": ratio, "optimized_over_handwritten": ratio}]
+    assert speed.table_of_others(rows)[-3:] == [
+        "| file | by hand | optimized / by hand |",
+        "|---|---:|---:|",
+        "| b | 1.50 | 1.50 |",
+    ]
+    assert speed.table_of_others(rows[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [
+        ("reimplemented: DeepSDF decoder (Gemm)", "reimplemented"),
+        ("deepinv FFDNet 0.5.0, 0-dim sigma (torch.full)", "deepinv"),
+        ("pytorchcv PSPNet 0.0.74 (fixed_size=False) on features", "pytorchcv"),
+        ("", ""),
+    ],
+)
+def test_origins(source, origin):
+    assert speed.origin_text(source) == origin
 
 
 def test_an_optimizer_that_is_not_installed(monkeypatch):

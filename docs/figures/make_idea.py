@@ -44,7 +44,7 @@ def text(ax, x, y, words, size=10, **kwargs):
     )
 
 
-def main() -> None:
+def main(folder: Path = Path(__file__).parent) -> None:
     rng = np.random.default_rng(4)
     image = shades(IMAGE, 0.35 + 0.65 * rng.random((N, N)))
     rows, columns = 0.3 + 0.7 * rng.random(N), 0.3 + 0.7 * rng.random(N)
@@ -56,10 +56,10 @@ def main() -> None:
         SCALAR: shades(SCALAR, np.full((N, N), 0.75)),
     }
     figure, ax = plt.subplots(figsize=(11.5, 4.5), dpi=150)
-    ax.set(xlim=(-0.6, 23.2), ylim=(-1.1, 9.3), aspect="equal")
+    ax.set(xlim=(-0.6, 23.2), ylim=(-1.5, 9.3), aspect="equal")
     ax.axis("off")
 
-    text(ax, 4.9, 8.95, "tile, concatenate, convolve", 12.5, fontweight="bold")
+    text(ax, 4.4, 8.95, "tile, concatenate, convolve", 11.5, fontweight="bold")
     for k, (colors, label) in enumerate(
         [
             (image, "image"),
@@ -76,11 +76,11 @@ def main() -> None:
     smooth = 0.35 + 0.5 * rng.random((N, N))
     plane(ax, 6.6, 3.3, 1.8, shades("#777777", smooth))
     text(ax, 7.5, 2.8, "output")
-    text(ax, 4.6, -0.75, "the same numbers are read, multiplied and summed at every pixel", 8.5, style="italic")
+    text(ax, 4.4, -0.9, "the same numbers are read, multiplied\nand summed at every pixel", 8.5, style="italic")
 
     ax.plot([9.55, 9.55], [0.2, 8.6], color="#cccccc", linewidth=1)
 
-    text(ax, 16.9, 8.95, "MSConv2d: compute on the core, spread the result", 12.5, fontweight="bold")
+    text(ax, 16.9, 8.95, "MSConv2d: compute on the core, spread the result", 11.5, fontweight="bold")
     labels = ["image", "rows", "columns", "scalars"]
     for k, (colors, label) in enumerate(zip([image, row_core, column_core, scalar_core], labels, strict=True)):
         y = 6.55 - 2.15 * k
@@ -100,16 +100,16 @@ def main() -> None:
         arrow(ax, (19.3, y), (20.4, 4.9 if y > 4 else 3.6))
     text(
         ax,
-        17.6,
-        -0.75,
-        "tables with one entry per border class: zero padding is exact at every pixel",
+        16.9,
+        -0.9,
+        "tables with one entry per border class:\nzero padding is exact at every pixel",
         8.5,
         style="italic",
     )
     plane(ax, 20.7, 3.3, 1.8, shades("#777777", smooth))
     text(ax, 21.6, 2.8, "output")
     text(ax, 21.6, 2.25, "(the same)", 9)
-    figure.savefig(Path(__file__).with_name("idea.png"), bbox_inches="tight", pad_inches=0.08, facecolor="white")
+    figure.savefig(folder / "idea.png", bbox_inches="tight", pad_inches=0.08, facecolor="white")
 
 
 if __name__ == "__main__":

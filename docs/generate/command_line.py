@@ -56,7 +56,11 @@ class Verb:
     def usage(self) -> str:
         """How it is called."""
         words = [p.names if p.required or "[" in p.names else f"[{p.names}]" for p in self.parameters if p.is_argument]
-        options = [f"{p.names.split(', ')[0]} {p.kind}" for p in self.parameters if p.required and not p.is_argument]
+        options = [
+            f"{p.names.split(', ')[0]} {p.kind.replace(' or ', '|')}"
+            for p in self.parameters
+            if p.required and not p.is_argument
+        ]
         return " ".join(["msconv", self.name, *words, *options, "[OPTIONS]"])
 
 
@@ -94,7 +98,7 @@ def _kind(kind: Any, info: ArgumentInfo | OptionInfo) -> str:
     if typing.get_origin(kind) is list:
         kind = typing.get_args(kind)[0]
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(str(member.value) for member in kind)
+        return " or ".join(str(member.value) for member in kind)
     words = info.metavar if info.metavar and isinstance(info, OptionInfo) else _TYPES[kind]
     if info.min is not None and info.max is not None:
         return f"{words}, {info.min:g} to {info.max:g}"

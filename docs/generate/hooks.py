@@ -17,8 +17,10 @@ _links = outside.Links()
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Links of all pages go through ``outside``."""
+    """Links of all pages go through ``outside``; no page for addresses that are not there."""
     config.markdown_extensions.append(_links)
+    # A server shows it under any address, so that its links begin at the root: none leads anywhere in files on a disk.
+    config.theme.static_templates.discard("404.html")
     return config
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 
 _CODE = re.compile(r"(``.+?``|`[^`]*`|(?:^|(?<=\n\n)) {4}(?:.|\n)*?(?=\n\n? ?\S|\Z))")
 _PRODUCT = re.compile(r"(?<=[\w)\]'])\*(?=[\w(\[])")
+_LESS = re.compile(r"<(?!https?://)")
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`~?([^`]+)`")
 
 
 def cell(text: object) -> str:
-    """Text inside a table: on one line, with its bars escaped."""
-    return re.sub(r"\s*\n\s*", " ", str(text)).replace("|", "\\|").strip()
+    """Text inside a table: on one line, with its bars escaped, and without tags: see ``plain``."""
+    return plain(re.sub(r"\s*\n\s*", " ", str(text))).replace("|", "\\|").strip()
+
+
+def plain(text: str) -> str:
+    """Markdown in which the sign < outside code stands for itself: ``<recipe>`` is no tag. Addresses in <> stay links."""
+    parts = _CODE.split(text)
+    return "".join(part if i % 2 else _LESS.sub("&lt;", part) for i, part in enumerate(parts))
 
 
 def code(text: object) -> str:
@@ -33,8 +40,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], numbers: Se
 
 
 def prose(docstring: str) -> str:
-    """A docstring as Markdown: roles of reStructuredText become fixed width, and the sign in a*b*c is no emphasis."""
-    parts = _CODE.split(_ROLE.sub(r"`\1`", docstring))
+    """A docstring as Markdown: roles of reStructuredText become fixed width, the signs in a*b*c and <name> are themselves."""
+    parts = _CODE.split(plain(_ROLE.sub(r"`\1`", docstring)))
     return "".join(part if i % 2 else _PRODUCT.sub(r"\*", part) for i, part in enumerate(parts))
 
 

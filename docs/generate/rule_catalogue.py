@@ -62,9 +62,19 @@ def rule_modules() -> list[ModuleType]:
 
 
 def page() -> str:
-    """The page."""
+    """The page.
+
+    Raises:
+        ValueError: a rule has no example.
+    """
     found = rule_modules()
     examples = {example.rule: example for example in EXAMPLES}
+    for module in found:
+        if module.ID not in examples:
+            raise ValueError(
+                f"the rule {module.ID} has no example: add an Example with a graph that it rewrites and one that it leaves to "
+                "EXAMPLES in docs/generate/rule_examples.py"
+            )
     parts = [
         "# Rules",
         "Every rewrite of `msconv optimize` is one of these, in this order; after the last one it starts again, until nothing "

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import cost_model
+from benchmarks.conditions import conditions
 from benchmarks.model_sets import ZOO, entries_of
 from msconv_deploy.model_files import read_model
 from msconv_deploy.surgery.choice.cost import Cost
@@ -107,7 +108,13 @@ def test_summary_and_the_worst():
     default = made["default"]
     assert (default["promised"], default["promised_and_slower"]) == (3, 1)
     assert (default["not_promised"], default["not_promised_and_faster"]) == (1, 1)
-    assert default["wrong_share"] == 0.5
+    assert (default["wrong"], default["beyond_noise"], default["wrong_share"]) == (2, 4, 0.5)
+    within = row("default", True, 1.0, 1.2, "within the noise")
+    more = cost_model.summary([*rows, within])["default"]
+    assert (more["measured"], more["wrong"], more["beyond_noise"], more["wrong_share"]) == (5, 2, 4, 0.5)
+    content = {"command": "c", "conditions": conditions(), "summary": {"default": more}, "worst": []}
+    (cells,) = rows_of(cost_model.table(content), "mode")
+    assert cells[-2:] == ["2 of 4", "1 of 5"], "wrong of those beyond the noise, and those within it"
     assert default["rank_correlation"] == pytest.approx(0.8)
     assert (made["always"]["sites"], made["always"]["measured"]) == (2, 1)
     assert [r["site"] for r in cost_model.worst(rows)] == ["faster", "slower"], "each once, the largest first"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -21,6 +22,9 @@ def run(monkeypatch, tmp_path):
 
 def test_table(run, tmp_path):
     assert exactness.main() == 0
+    text = (tmp_path / "exactness.md").read_text()
+    assert text.startswith("`python benchmarks/exactness.py --cases 20`; ")
+    assert json.loads((tmp_path / "exactness.json").read_text())["conditions"]["date"] in text
     right, popular = rows_of((tmp_path / "exactness.md").read_text().strip(), "implementation")
     assert right[:2] == ["reference", "20"]
     assert float(right[2]) < 1e-12

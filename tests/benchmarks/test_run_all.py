@@ -94,5 +94,12 @@ def test_the_page_shows_what_the_steps_write(tmp_path):
         assert f"<!-- benchmarks/results/{name}.md -->" in PAGE, name
     for name in ("speed_networks", "work_networks", "speed_zoo", "work_zoo", "accuracy", "cost_model", "large_graph"):
         assert f"(../benchmarks/results/{name}.png)" in PAGE, name
+    overview = PAGE[: PAGE.index("## ")]
+    commands = [command.split() for command in re.findall(r"`(benchmarks/[^`]+)`", overview)]
+    for step in run_all.steps(8, small_set(tmp_path), ""):
+        found = [words for words in commands if words[0] == f"benchmarks/{step.command[0]}"]
+        for option in ("--others", "--name", "--sizes", "--zoo"):
+            found = [words for words in found if (option in words) == (option in step.command)]
+        assert len(found) == 1, f"{step.name}: {step.command}"
     assert "make gpu-check" in PAGE
     assert "make engine-check" in PAGE

@@ -68,17 +68,38 @@ def test_every_option_of_the_help_is_in_the_page(name, site, capsys):
         assert option in part, f"msconv {name}: {option}"
     for parameter in VERBS[name].parameters:
         assert parameter.meaning, f"{parameter.names} has no help"
-        assert words(parameter.meaning.replace("`", ""))[:40] in part
+        assert " ".join(parameter.meaning.replace("`", "").split())[:40] in part
 
 
 def test_kinds_and_defaults():
     options = {p.names: p for p in VERBS["optimize"].parameters}
-    assert (options["--when"].kind, options["--when"].default) == ("faster|always", "faster")
+    assert (options["--when"].kind, options["--when"].default) == ("faster or always", "faster")
     assert options["--verify / --no-verify"].default == "--verify"
     assert options["-o, --output"].required
     assert (options["--force"].kind, options["--force"].default) == ("flag", "")
     assert {p.names: p.kind for p in VERBS["engine build"].parameters}["--optimization-level"] == "integer, 0 to 5"
     assert VERBS["optimize"].usage == "msconv optimize MODEL.onnx -o OUT.onnx [OPTIONS]"
+    assert "--form portable|fused|plugin" in VERBS["convert"].usage
+
+
+def test_words_in_angle_brackets_are_read(site):
+    page = words(site.text("reference/command_line.html"))
+    assert "OUTPUT_DIR/<recipe>/" in page
+    assert "libmsconv_trt<major>.so" in page
+
+
+def test_the_specification_says_which_options_every_verb_takes():
+    text = " ".join((ROOT / "docs" / "spec.md").read_text(encoding="utf-8").split())
+    sentence = re.search(r"Every verb takes (.+?); those that draw random numbers \((.+?)\) also (.+?)\.", text)
+    assert sentence is not None
+    shared, random, seed = (set(re.findall(r"`(.+?)`", part)) for part in sentence.groups())
+    taken = {
+        name: {option for p in verb.parameters if not p.is_argument for option in re.split(r" / |, ", p.names)}
+        for name, verb in VERBS.items()
+    }
+    for name, options in taken.items():
+        assert {option.split()[0] for option in shared} <= options, name
+    assert random == {name for name, options in taken.items() if seed <= options}
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -122,6 +143,13 @@ def test_examples_show_what_they_say(example):
         re.escape(reason).replace(re.escape(refusals.GAP), ".+") for reason in rule_catalogue.reasons_of(module)
     ]
     assert any(re.fullmatch(pattern, outcome.refusal) for pattern in patterns), outcome.refusal
+
+
+def test_a_rule_without_an_example_is_an_error_that_says_what_to_add(monkeypatch):
+    kept = tuple(example for example in rule_examples.EXAMPLES if example.rule != "merge-convs")
+    monkeypatch.setattr(rule_catalogue, "EXAMPLES", kept)
+    with pytest.raises(ValueError, match=r"merge-convs has no example: add .* in docs/generate/rule_examples\.py"):
+        rule_catalogue.page()
 
 
 def test_an_example_that_shows_nothing_is_an_error():
@@ -207,6 +235,8 @@ def test_public_names_are_those_of_the_import():
 
 def test_docstrings_become_markdown():
     assert markdown.prose("see :func:`other`, ``a*b`` or kh*kw") == r"see `other`, ``a*b`` or kh\*kw"
+    assert markdown.prose("DIR/<name>, `<x>`") == "DIR/&lt;name>, `<x>`"
+    assert markdown.cell("`<x>` <y> <https://a.b>") == "`<x>` &lt;y> <https://a.b>"
     assert markdown.prose("so\n\n    a*b\n\nbut a*b") == "so\n\n    a*b\n\n" + r"but a\*b"
     assert (
         written_out("Args:\n    a, b: numbers\n    c: one\n") == "Args:\n    a: numbers\n    b: numbers\n    c: one\n"

@@ -13,19 +13,36 @@ pytest.importorskip("mkdocs", reason="the site needs MkDocs: pip install 'msconv
 
 from docs.generate import outside
 
+TAGS = set(
+    re.findall(
+        r"\w+",
+        "a article code details div em h1 h2 h3 h4 img li ol p pre small span strong summary sup table tbody td th thead tr ul",
+    )
+)
+"""What Markdown and the theme make. Anything else in a page was a word in angle brackets."""
+
 
 class Page(HTMLParser):
-    """Collects what a page loads, what it links to, and its anchors."""
+    """Collects what a page loads, what it links to, its anchors, and the tags in its article."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
         self.links: list[str] = []
         self.anchors: set[str] = set()
+        self.tags: set[str] = set()
+        self._in_article = False
         self.feed(text)
+
+    def handle_endtag(self, tag):
+        if tag == "article":
+            self._in_article = False
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
+        self._in_article = self._in_article or tag == "article"
+        if self._in_article:
+            self.tags.add(tag)
         self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
         if tag in ("script", "img", "iframe", "source") and found.get("src"):
             self.loads.append(found["src"])
@@ -61,8 +78,6 @@ def test_nothing_is_loaded_from_elsewhere(pages):
 def test_what_is_loaded_and_linked_is_there(site, pages):
     followed = 0
     for path, page in pages.items():
-        if path.name == "404.html":
-            continue  # a server shows it under any address: its links begin at the root
         for target in [*page.loads, *page.links]:
             parts = urlsplit(target)
             if parts.scheme or parts.netloc:
@@ -74,6 +89,22 @@ def test_what_is_loaded_and_linked_is_there(site, pages):
                 assert unquote(parts.fragment) in anchors, f"{path.relative_to(site.folder)}: {target}"
             followed += 1
     assert followed > 1000
+
+
+def test_no_word_of_a_page_is_taken_for_a_tag(pages):
+    for path, page in pages.items():
+        assert page.tags <= TAGS, f"{path.name}: {sorted(page.tags - TAGS)}"
+        assert "article" in page.tags, path.name
+
+
+def test_no_bar_of_a_table_keeps_its_backslash(pages):
+    for path in pages:
+        for cell in re.findall(r"<td.*?</td>", path.read_text(encoding="utf-8"), re.DOTALL):
+            assert "\\|" not in cell, f"{path.name}: {cell}"
+
+
+def test_there_is_no_page_for_a_server_alone(site):
+    assert not (site.folder / "404.html").exists()
 
 
 def test_style_sheets_load_nothing_from_elsewhere(site):

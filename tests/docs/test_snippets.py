@@ -6,8 +6,10 @@ import importlib
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.docs.pages import Block, Output, blocks, not_executed, run_page
 
@@ -17,12 +19,26 @@ DOCS = ROOT / "docs"
 ONLY_SHOWN = {
     "tutorials/export-a-checkpoint.md": 0,
     "tutorials/speed-up-an-onnx-file.md": 0,
-    "tutorials/serve-with-triton.md": 3,
+    "tutorials/serve-with-triton.md": 4,
     "tutorials/write-a-rule.md": 0,
     "how-it-works.md": 0,
     "limits.md": 0,
 }
 """Page -> number of blocks that are only shown, because they need Docker or a GPU."""
+
+NOT_RUN_HERE = {
+    "README.md": "tests/test_readme.py runs them, and .ci/run the targets of make",
+    "CONTRIBUTING.md": "targets of make: .ci/run runs export and test; the others take the network or a GPU",
+    "docs/index.md": "targets of make: .ci/run runs export, test and docs",
+    "docs/benchmarks.md": "targets of make for a machine with a GPU; tests/benchmarks runs the other scripts on small models",
+    "docs/evidence.md": "long fuzzing and mutation runs; tests/fuzz and tests/surgery run shorter ones",
+    "docs/spec.md": "formulas",
+    "models/README.md": "training takes minutes; tests/models tests its parts",
+    "models/raw_denoiser/DATASHEET.md": "training of the study; tests/models tests its parts",
+    "examples/README.md": "tests/examples runs the client against a server of its own; the other block needs Docker",
+    "plugins/README.md": "needs TensorRT or nvcc; tests/plugins compiles the library and loads it where they are there",
+}
+"""Page of the repository with snippets -> why they are not run here."""
 
 NEEDS = {
     "tutorials/export-a-checkpoint.md": ("torch", "onnxscript"),
@@ -37,6 +53,9 @@ def checkout(tmp_path):
     """A folder that looks like the repository, with a package of its own: a page may edit it."""
     for name in ("msconv_deploy", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "docs" / "generate", tmp_path / "docs" / "generate", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("export", "models", "examples", "benchmarks", "pyproject.toml"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
@@ -55,9 +74,34 @@ def test_blocks_that_are_only_shown_are_counted(name, count):
     assert len(shown) == count, [(block.line, block.reason) for block in shown]
 
 
+def pages_of_the_site() -> set[str]:
+    """The Markdown files behind the navigation, as paths in the repository; without those that are made from the code."""
+    found: set[str] = set()
+
+    def visit(part: Any) -> None:
+        for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            visit(inner)
+        if isinstance(part, str) and part.endswith(".md") and not part.startswith("reference/"):
+            path = part.removeprefix("repository/") if part.startswith("repository/") else f"docs/{part}"
+            found.update({path} if (ROOT / path).is_file() else ())
+
+    visit(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    return found
+
+
+def snippets(path: str) -> list[str]:
+    """Fenced and indented blocks of a page."""
+    return re.findall(r"^```\w*.*?^```|(?<=\n\n) {4}\S[^\n]*", (ROOT / path).read_text(encoding="utf-8"), re.M | re.S)
+
+
 def test_every_page_with_snippets_is_tested():
-    """Pages in docs/tutorials, and those that are listed here."""
-    assert {f"tutorials/{p.name}" for p in (DOCS / "tutorials").glob("*.md")} <= set(ONLY_SHOWN)
+    """Every page of the site; where its snippets are not run here, the reason is written down."""
+    pages = pages_of_the_site()
+    tested = {f"docs/{name}" for name in ONLY_SHOWN}
+    assert tested | {f"docs/tutorials/{p.name}" for p in (DOCS / "tutorials").glob("*.md")} <= pages
+    assert not tested & set(NOT_RUN_HERE)
+    with_snippets = {path for path in pages if snippets(path)}
+    assert with_snippets - tested == set(NOT_RUN_HERE)
 
 
 @pytest.mark.parametrize("name", ONLY_SHOWN)
@@ -69,7 +113,7 @@ def test_links_lead_somewhere(name):
             assert (page.parent / target).exists(), f"{name}: {target}"
 
 
-@pytest.mark.parametrize("name", ["make_border", "make_segments"])
+@pytest.mark.parametrize("name", ["make_border", "make_idea", "make_segments"])
 def test_figures_are_made_by_the_scripts_beside_them(name, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install 'msconv-deploy[models]'")
     monkeypatch.syspath_prepend(str(DOCS / "figures"))
