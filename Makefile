@@ -69,7 +69,7 @@ mutation: $(BIN)/.installed-test ## mutate ops/ and the border tables and see wh
 	$(BIN)/mutmut run --max-children $(JOBS)
 	$(BIN)/mutmut results
 
-test-triton: $(BIN)/.installed-test ## the client suite against a real Triton core, in build/triton-venv; exit 3 where it cannot be had
+test-triton: $(BIN)/.installed-test ## the client suite and packaged repositories against a real Triton core, in build/triton-venv; exit 3 where it cannot be had
 	$(BIN)/python tests/serving/real_triton.py
 
 N ?= 2000

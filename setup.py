@@ -7,7 +7,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 PLUGINS = Path("plugins")
-PATTERNS = ("CMakeLists.txt", "msconv/kernels/*", "msconv/tensorrt/*")
+PARTS = ("CMakeLists.txt", "msconv/kernels", "msconv/tensorrt")
+SUFFIXES = {".cpp", ".cu", ".h", ".map", ".txt"}  # those that msconv_deploy.plugin.build reads: not an editor's backups
 PACKAGE_FOLDER = Path("msconv_deploy/plugin/sources")
 
 
@@ -16,7 +17,12 @@ class BuildWithPluginSources(build_py):
 
     def _sources(self) -> dict[str, str]:
         """File in the build folder -> file of the checkout."""
-        found = sorted(path for pattern in PATTERNS for path in PLUGINS.glob(pattern) if path.is_file())
+        found = sorted(
+            path
+            for part in PARTS
+            for path in (PLUGINS / part, *(PLUGINS / part).glob("*"))
+            if path.is_file() and path.suffix in SUFFIXES
+        )
         return {str(Path(self.build_lib) / PACKAGE_FOLDER / path.relative_to(PLUGINS)): str(path) for path in found}
 
     def run(self) -> None:

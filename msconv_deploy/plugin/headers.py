@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tarfile
 import tempfile
@@ -65,7 +66,7 @@ def find_headers(version: str | None = None, download: bool = False) -> Headers:
 
 
 def fetch_headers(version: str, url: str = ARCHIVE) -> Headers:
-    """Fetch ``include/`` of a release's tag into the cache folder.
+    """Fetch ``include/`` of a release's tag into the cache folder, where nothing but headers with a version comes to lie.
 
     Raises:
         NotAvailableError: the machine does not reach the address, or there is no such tag.
@@ -92,11 +93,30 @@ def fetch_headers(version: str, url: str = ARCHIVE) -> Headers:
                 f"{target}, or point TENSORRT_INCLUDE_DIR to it"
             ) from None
         _unpack_headers(archive, folder, address)
+        found = places.header_version(folder)
+        if found is None:
+            raise BadInputError(
+                f"{address}: its NvInferVersion.h names no version, so these are not TensorRT's headers"
+            )
+        return Headers(target, _put_in_place(folder, target, found))
+
+
+def _put_in_place(folder: Path, target: Path, version: str) -> str:
+    """Move fetched headers into the cache; the version of those that are there then.
+
+    Raises:
+        BadInputError: something else is there.
+    """
+    try:
         folder.rename(target)
-    version_found = places.header_version(target)
-    if version_found is None:
-        raise BadInputError(f"{target}: NvInferVersion.h names no version")
-    return Headers(target, version_found)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        held = places.header_version(target)  # another process was faster, or an older program left something
+        if held is None:
+            raise BadInputError(f"{target}: is not TensorRT's headers: remove it, and try again") from None
+        return held
+    return version
 
 
 def _unpack_headers(archive: Path, folder: Path, address: str) -> None:

@@ -18,7 +18,7 @@ _MAX_TEXT = 300  # of what a client chose or an error says
 
 @dataclass
 class Call:
-    """One request of either protocol, from its first byte to its answer.
+    """One request of either protocol, from the end of its header to its answer.
 
     Attributes:
         method: HTTP's method and path, or gRPC's method.

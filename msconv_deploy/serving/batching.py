@@ -3,6 +3,7 @@
 Only requests with equal types and equal trailing shapes of every input are joined, along axis 0, and only where the model
 allows it (:attr:`Model.batching`) and it is measured to be faster (:mod:`gain`). Everything else runs by itself. While a run
 is under way, requests gather; so batches grow with the load, and a lone request does not wait unless a delay is asked for.
+Requests that wait for their delay let others go first that need not wait.
 
 Runs have a thread of their own, which leaves the event loop free. The way there and back takes about 0.2 ms, so the run of a
 lone request that is expected to take less than :data:`SHORT` seconds stays on the event loop.
@@ -11,10 +12,9 @@ lone request that is expected to take less than :data:`SHORT` seconds stays on t
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -160,7 +160,7 @@ class Batcher:
     # -- on the event loop: callbacks and no task, because every switch of tasks costs a lone request its time ---------
 
     def _next(self) -> None:
-        """Start a run if none is under way and the oldest request need not wait for others any longer."""
+        """Start a run if none is under way: of the oldest request that need not wait for others any longer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -170,30 +170,51 @@ class Batcher:
             if self._stopped is not None:
                 self._stopped.set()
             return
-        group = self._alike(self._waiting[0])
-        if group[0].key is not None and (len(group) > 1 or self.max_delay):
-            if not self._gain.joins(group[0].key):
-                group = group[:1]
-            elif self._stopped is None and sum(pending.rows for pending in group) < self.max_batch:
-                left = group[0].arrived + self.max_delay - time.perf_counter()
-                if left > 0:
-                    self._timer = asyncio.get_running_loop().call_later(left, self._next)
-                    return
-        for pending in group:
-            self._waiting.remove(pending)
-        self._start(group)
+        now, shortest = time.perf_counter(), self.max_delay
+        for group in self._groups():
+            left = self._due(group) - now
+            if left <= 0:
+                self._start(group)
+                return
+            shortest = min(shortest, left)
+        self._timer = asyncio.get_running_loop().call_later(shortest, self._next)
 
-    def _alike(self, first: _Pending) -> list[_Pending]:
-        """The oldest request and those that fit to it, in the order of their arrival."""
-        group, room = [first], self.max_batch - first.rows
-        if first.key is not None:
-            for pending in itertools.islice(self._waiting, 1, None):
-                if room and pending.key == first.key and pending.rows <= room:
-                    group.append(pending)
-                    room -= pending.rows
+    def _groups(self) -> Iterator[list[_Pending]]:
+        """Requests that may run together, by the arrival of the oldest of each; those of the oldest are mostly enough."""
+        key = self._waiting[0].key
+        yield self._fitting(pending for pending in self._waiting if pending.key == key)
+        others: dict[object, list[_Pending]] = {}
+        for pending in self._waiting:
+            if pending.key != key:
+                others.setdefault(pending if pending.key is None else pending.key, []).append(pending)
+        yield from map(self._fitting, others.values())
+
+    def _fitting(self, alike: Iterable[_Pending]) -> list[_Pending]:
+        """The first of them, and those that fit into one run with it."""
+        group: list[_Pending] = []
+        room = self.max_batch
+        for pending in alike:
+            if not group or (pending.key is not None and pending.rows <= room):
+                group.append(pending)
+                room -= pending.rows
         return group
 
+    def _chooses(self, group: list[_Pending]) -> bool:
+        """Is joining them, or waiting for others, a choice?"""
+        return group[0].key is not None and (len(group) > 1 or self.max_delay > 0)
+
+    def _due(self, group: list[_Pending]) -> float:
+        """When it shall run, on the clock of ``time.perf_counter``; 0: at once."""
+        waits = self._stopped is None and self.max_delay and sum(pending.rows for pending in group) < self.max_batch
+        if waits and self._chooses(group) and self._gain.joins(group[0].key):
+            return group[0].arrived + self.max_delay
+        return 0.0
+
     def _start(self, group: list[_Pending]) -> None:
+        if self._chooses(group) and not self._gain.decide(group[0].key):
+            group = group[:1]
+        for pending in group:
+            self._waiting.remove(pending)
         run, loop = Run(), asyncio.get_running_loop()
 
         def stop_if_unwanted(_: object) -> None:

@@ -1,8 +1,8 @@
-"""HTTP connections that are bounded in number and in how long they may lie idle.
+"""HTTP connections that are bounded in number, in how long they may lie idle, and in the size of a header.
 
 Uvicorn ends a connection that is idle after an answer. Here also ends one on which no request arrives, or arrives a byte at
-a time, and one whose client does not read its answer. A body that arrives too slowly is the application's affair, which
-knows when the request began.
+a time, one whose header does not end, and one whose client does not read its answer. A body that arrives too slowly or is
+too large is the application's affair, which knows when the request began.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from http import HTTPStatus
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 << 10
+"""URL and header fields of one request together; so much again for what stands between and behind the parts of a body."""
 
 _LINGER = 1.0  # seconds in which a refused client may still send: closing at once would discard what it has to read
 
@@ -34,6 +37,7 @@ class _Bounded(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _refused = False
+    _unread = 0  # bytes since the parser last told of a whole header or of a part of a body: what it holds, at most
 
     # -- what uvicorn and the transport call -----------------------------------------------------------------------------
 
@@ -48,20 +52,35 @@ class _Bounded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._unread += len(data)
         super().data_received(data)
+        if self._unread > MAX_HEADER_BYTES and not self._refused:
+            self._refuse_header()
+        if self._refused:
+            return
         if self.cycle is None or self.cycle.response_complete:
             self._start_timer()  # some bytes, and no request yet
 
     def on_headers_complete(self) -> None:
+        self._unread = 0
         self._stop_timer()
+        # by its parts, because what was received with it may be of the request before or of the body
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refuse_header()
+            raise ValueError("the parser is to stop here")
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
+        if not self._refused:
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -85,12 +104,20 @@ class _Bounded(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _refuse_header(self) -> None:
+        text = f"the header is larger than {MAX_HEADER_BYTES} bytes: send what is long in the body"
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text)
+
     def _refuse(self, status: HTTPStatus, text: str, header: str = "") -> None:
         """Answer without a request, and close soon."""
         self._refused = True
         self._stop_timer()
         self._unset_keepalive_if_required()
         self.connections.discard(self)
+        if self.cycle is not None and not self.cycle.response_complete:
+            # what went wrong is the body of a request that is being answered: this is now its answer
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body = json.dumps({"error": text})
         self.transport.write(
             f"HTTP/1.1 {status.value} {status.phrase}\r\n{header}Content-Type: application/json\r\n"

@@ -21,7 +21,7 @@ class _Kind:
 
     alone: float | None = None
     joined: float | None = None
-    decisions: int = 0
+    decisions: int = 0  # runs before which there was a choice
 
 
 class Gain:
@@ -38,11 +38,19 @@ class Gain:
         return kind
 
     def joins(self, key: Hashable) -> bool:
-        """Shall requests of this kind that wait together be joined? Until both ways are measured: yes."""
+        """Shall requests of this kind that wait together be joined? Until both ways are measured: yes.
+
+        It may be asked as often as one likes before a run.
+        """
         kind = self._kind(key)
-        kind.decisions += 1
         slower = kind.joined is not None and kind.alone is not None and kind.joined > kind.alone
-        return slower if kind.decisions % _TRY_AGAIN == 0 else not slower
+        return slower if kind.decisions % _TRY_AGAIN == _TRY_AGAIN - 1 else not slower
+
+    def decide(self, key: Hashable) -> bool:
+        """The same, for a run that starts now."""
+        joins = self.joins(key)
+        self._kind(key).decisions += 1
+        return joins
 
     def ran(self, key: Hashable, requests: int, rows: int, seconds: float) -> None:
         """A run has ended."""

@@ -1,12 +1,19 @@
-"""The protocol over gRPC, on the generated stubs of ``tritonclient``."""
+"""The protocol over gRPC, on the generated stubs of ``tritonclient``.
+
+All its methods take one message and give one. Here they are registered as if they took a stream, which is the same on the
+wire, because gRPC reads the message of a unary method by itself: before it can be refused, and for as long as it takes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import grpc
 import numpy as np
 from google.protobuf.json_format import ParseDict
@@ -15,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from msconv_deploy.serving.access_log import Call, current_call
-from msconv_deploy.serving.errors import InvalidRequestError, RequestError
+from msconv_deploy.serving.errors import InvalidRequestError, QueueFullError, RequestError, TimedOutError
 from msconv_deploy.serving.model import VERSION, Model
 from msconv_deploy.serving.protocol import (
     InferRequest,
@@ -29,7 +36,7 @@ from msconv_deploy.serving.protocol import (
     to_bytes,
 )
 from msconv_deploy.serving.runtime import Arrays, Tensor
-from msconv_deploy.serving.service import Service
+from msconv_deploy.serving.service import Service, remaining
 
 logger = logging.getLogger(__name__)
 
@@ -96,25 +103,25 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: Any, context: Any) -> Message:  # noqa: N802
         call = current_call.get()
-        call.infer, call.bytes_in, call.request_id = True, request.ByteSize(), request.id
-        with self.service.accept(request.model_name, request.model_version):
-            decoded = decode(request, self.service.model)
-            call.outcome = await self.service.submit(
-                decoded, call
-            )  # a client that has gone cancels this task, and so it
-            answer = encode(self.service.model, decoded, call.outcome.arrays)
-            call.bytes_out = answer.ByteSize()
-            return answer
+        call.bytes_in, call.request_id = request.ByteSize(), request.id
+        self.service.check_model(request.model_name, request.model_version)
+        decoded = decode(request, self.service.model)
+        # a client that has gone cancels this task, and so the computation
+        call.outcome = await self.service.submit(decoded, call)
+        answer = encode(self.service.model, decoded, call.outcome.arrays)
+        call.bytes_out = answer.ByteSize()
+        return answer
 
 
 _IMPLEMENTED = {_PREFIX + name for name in vars(_Servicer) if not name.startswith("_")}
 
 
 class _Recorded(grpc.aio.ServerInterceptor):
-    """Gives every request its :class:`Call`, turns errors into status codes, and refuses what is not a message."""
+    """Gives every request its :class:`Call`, reads its message, turns errors into status codes."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._asked = 0  # requests other than inference whose message is being read
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(
@@ -129,19 +136,18 @@ class _Recorded(grpc.aio.ServerInterceptor):
     def _wrapped(self, method: str, handler: Any) -> Any:
         service, name = self.service, method.removeprefix(_PREFIX)
 
-        def parse(data: bytes) -> Any:
+        def parse(data: bytes) -> Any:  # what it raised, gRPC would take for a failure of the server
             try:
                 return handler.request_deserializer(data)
             except DecodeError as error:
                 return error
 
-        async def behave(request: Any, context: Any) -> Any:
+        async def behave(_: Any, context: Any) -> Any:
             call = Call("grpc", context.peer(), name, status="CANCELLED", infer=name == "ModelInfer")
             current_call.set(call)
             try:
-                if isinstance(request, DecodeError):
-                    raise InvalidRequestError(f"the message is not a {name} request: {request}")
-                answer = await handler.unary_unary(request, context)
+                with service.accept() if call.infer else self._asking():
+                    answer = await handler.unary_unary(await _only_message(context, call, service), context)
                 call.status = "OK"
                 return answer
             except RequestError as error:
@@ -156,7 +162,45 @@ class _Recorded(grpc.aio.ServerInterceptor):
                 service.finished(call)
             return None  # is not sent where the status is not OK
 
-        return grpc.unary_unary_rpc_method_handler(behave, parse, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(behave, parse, handler.response_serializer)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A request that is answered at once, even when the queue is full; but its message may be as large as any.
+
+        Raises:
+            QueueFullError: too many of them have not arrived.
+        """
+        if self._asked >= self.service.limits.queue:
+            raise QueueFullError(f"{self._asked} requests have begun and not arrived; try again later")
+        self._asked += 1
+        try:
+            yield
+        finally:
+            self._asked -= 1
+
+
+async def _only_message(context: Any, call: Call, service: Service) -> Any:
+    """The message of a request.
+
+    Raises:
+        InvalidRequestError: there is none, or more than one, or it is another one.
+        TimedOutError: it did not arrive within the limit.
+    """
+    try:
+        with anyio.fail_after(remaining(call, service.limits)):
+            message = await context.read()
+            more = message is not grpc.aio.EOF and await context.read() is not grpc.aio.EOF
+    except TimeoutError:
+        raise TimedOutError(f"the message did not arrive within {service.limits.timeout:g} s") from None
+    if message is grpc.aio.EOF:  # also where it is too large: gRPC itself then tells the client
+        most = service.limits.max_body
+        raise InvalidRequestError(f"{call.method}: expected one message, got none of at most {most} bytes (--max-body)")
+    if more:
+        raise InvalidRequestError(f"{call.method}: expected one message, got more")
+    if isinstance(message, DecodeError):
+        raise InvalidRequestError(f"the message is not a {call.method} request: {message}")
+    return message
 
 
 def _refuse(context: Any, call: Call, code: str, message: str, retry_after: int | None = None) -> None:
@@ -170,19 +214,19 @@ def _refuse(context: Any, call: Call, code: str, message: str, retry_after: int 
 
 # -- messages --------------------------------------------------------------------------------------------------------
 
-# datatype -> field of InferTensorContents; FP16 has none
+# datatype -> field of InferTensorContents, and the type of its numbers; FP16 has none
 _CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
+    "BOOL": ("bool_contents", np.bool_),
+    "UINT8": ("uint_contents", np.uint32),
+    "UINT16": ("uint_contents", np.uint32),
+    "UINT32": ("uint_contents", np.uint32),
+    "UINT64": ("uint64_contents", np.uint64),
+    "INT8": ("int_contents", np.int32),
+    "INT16": ("int_contents", np.int32),
+    "INT32": ("int_contents", np.int32),
+    "INT64": ("int64_contents", np.int64),
+    "FP32": ("fp32_contents", np.float32),
+    "FP64": ("fp64_contents", np.float64),
 }
 
 
@@ -224,11 +268,11 @@ def _array_from_contents(contents: Any, tensor: Tensor, shape: list[int]) -> np.
     where = f"input {tensor.name!r}"
     if tensor.datatype not in _CONTENTS:
         raise InvalidRequestError(f"{where}: {tensor.datatype} has no typed contents: send raw_input_contents")
-    field = _CONTENTS[tensor.datatype]
-    found = np.array(getattr(contents, field), np.float64 if tensor.dtype.kind == "f" else None)
-    if found.size != np.prod(shape, dtype=object):
+    field, kind = _CONTENTS[tensor.datatype]
+    found: np.ndarray = np.array(getattr(contents, field), kind)
+    if found.size != math.prod(shape):
         raise InvalidRequestError(
-            f"{where}: expected {np.prod(shape, dtype=object)} numbers in contents.{field} for shape {shape}, got {found.size}"
+            f"{where}: expected {math.prod(shape)} numbers in contents.{field} for shape {shape}, got {found.size}"
         )
     array = found.astype(tensor.dtype)
     if tensor.dtype.kind in "iu" and not np.array_equal(array, found):

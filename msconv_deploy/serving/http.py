@@ -127,7 +127,8 @@ class _Endpoints:
     async def infer(self, request: Request) -> Response:
         call = current_call.get()
         call.infer = True
-        with self.service.accept(*_model_and_version(request)):
+        self._check_model(request)
+        with self.service.accept():
             body = await _read_body(request, self.service, call)
             call.bytes_in = len(body)
             decoded = decode(body, request.headers.get(HEADER_LENGTH), self.service.model)

@@ -36,7 +36,7 @@ class Metrics:
         self._requests = Counter("msconv_requests", "Inference requests answered", labels, registry=self._registry)
         self._seconds = Histogram(
             "msconv_request_seconds",
-            "Time from the first byte of an inference request to its answer",
+            "Time from the end of an inference request's header to its answer",
             ["model", "protocol"],
             buckets=_SECONDS,
             registry=self._registry,

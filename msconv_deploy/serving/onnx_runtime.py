@@ -44,6 +44,7 @@ class OnnxFile:
         self.provider = provider
         self.inputs = [_tensor(path, spec) for spec in self._graph.inputs]
         self.outputs = [_tensor(path, spec) for spec in self._graph.outputs]
+        self._batch = batch_symbols(self._graph.inputs)
         self._session = make_session(path, Settings(threads=threads, provider=PROVIDERS[provider]))
         if self._session.get_providers()[0] != PROVIDERS[provider]:
             raise NotAvailableError(
@@ -54,6 +55,8 @@ class OnnxFile:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str], run: Run) -> list[np.ndarray]:
         import onnxruntime
 
+        if contradiction := self._contradiction(feeds):  # ONNX Runtime would broadcast an extent of 1
+            raise InvalidRequestError(contradiction)
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
         run.on_stop(lambda: setattr(options, "terminate", True))
@@ -61,17 +64,25 @@ class OnnxFile:
             results: list[np.ndarray] = self._session.run(list(outputs), dict(feeds), options)
             return results
         except Exception as error:  # its exception classes have no common base
-            contradiction = self._contradiction(feeds)
-            if contradiction:
+            if contradiction := self._contradiction(feeds, broadcast=False):
                 raise InvalidRequestError(contradiction) from None
+            if empty := [name for name, array in feeds.items() if not array.size]:
+                raise InvalidRequestError(
+                    f"input {empty[0]!r}: expected at least one element, got shape {list(feeds[empty[0]].shape)}, on "
+                    "which the model does not run"
+                ) from None
             raise RunFailedError(f"ONNX Runtime failed: {str(error).strip()}") from None
 
-    def _contradiction(self, feeds: Mapping[str, np.ndarray]) -> str:
-        """Inputs whose extents the model gives one name, and that differ; empty if there are none."""
+    def _contradiction(self, feeds: Mapping[str, np.ndarray], broadcast: bool = True) -> str:
+        """Inputs whose extents the model gives one name, and that differ; empty if there are none.
+
+        Args:
+            broadcast: one sample of an input may stand for the samples of another, as the model's sources do.
+        """
         seen: dict[str, tuple[str, int]] = {}
         for tensor in self.inputs:
             for dim, extent in zip(tensor.dims, feeds[tensor.name].shape, strict=True):
-                if isinstance(dim, str):
+                if isinstance(dim, str) and not (broadcast and extent == 1 and dim in self._batch):
                     first, other = seen.setdefault(dim, (tensor.name, extent))
                     if other != extent:
                         return (
@@ -82,7 +93,7 @@ class OnnxFile:
 
     def why_no_batch(self) -> str:
         first = {tensor.dims[0] if tensor.dims else None for tensor in (*self.inputs, *self.outputs)}
-        if len(first) == 1 and first <= batch_symbols(self._graph.inputs):
+        if len(first) == 1 and first <= self._batch:
             return ""
         return "its inputs and outputs do not share one dynamic dimension on axis 0"
 

@@ -25,6 +25,8 @@ MAX_JSON_BYTES = 16 << 20
 """Parsing JSON holds up all other requests, about 10 ms for each MB; larger tensors have the binary extension."""
 
 _MAX_DIMS = 32
+_MAX_EXTENT = 1 << 40
+_MAX_ELEMENTS = 1 << 40  # of the extents that are not 0: NumPy counts bytes in 64 bits, also where others are 0
 _NO_JSON_FORM = ("FP16",)  # the protocol has none for it, and Triton takes none
 _UNSUPPORTED = {
     "shared_memory_region": "shared memory is not supported: send the tensor itself",
@@ -89,12 +91,14 @@ def check_shape(name: str, shape: Any) -> list[int]:
     """A shape from outside.
 
     Raises:
-        InvalidRequestError: it is not a list of extents.
+        InvalidRequestError: it is not a list of extents, or of more than a tensor can have.
     """
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > _MAX_DIMS:
         raise InvalidRequestError(f"input {name!r}: shape must be a list of at most {_MAX_DIMS} extents")
-    if any(type(extent) is not int or not 0 <= extent < 1 << 40 for extent in shape):
+    if any(type(extent) is not int or not 0 <= extent < _MAX_EXTENT for extent in shape):
         raise InvalidRequestError(f"input {name!r}: expected extents from 0 on in shape, got {_short(list(shape))}")
+    if math.prod(extent for extent in shape if extent) > _MAX_ELEMENTS:
+        raise InvalidRequestError(f"input {name!r}: expected smaller extents in shape, got {_short(list(shape))}")
     return list(shape)
 
 
@@ -250,6 +254,8 @@ def _array_from_json(data: Any, tensor: Tensor, shape: list[int]) -> np.ndarray:
         raise InvalidRequestError(f"{where}: expected a list in data, or parameters.binary_data_size")
     try:
         found = np.asarray(data)
+        if tensor.datatype == "UINT64" and found.dtype.kind in "fO":  # NumPy's type for integers on both sides of 2^63
+            found = _wide_integers(data, found)
     except (ValueError, OverflowError, RecursionError):
         raise InvalidRequestError(f"{where}: data is not a regular list of numbers") from None
     if found.size != math.prod(shape):
@@ -265,6 +271,12 @@ def _array_from_json(data: Any, tensor: Tensor, shape: list[int]) -> np.ndarray:
     if not same.all():
         raise InvalidRequestError(f"{where}: data holds numbers beyond the range of {tensor.datatype}")
     return array.reshape(shape)
+
+
+def _wide_integers(data: list[Any], found: np.ndarray) -> np.ndarray:
+    """The data as uint64 where all of it is integers of that range, else as it was found."""
+    numbers = np.asarray(data, object)
+    return numbers.astype(np.uint64) if all(type(n) is int and 0 <= n < 1 << 64 for n in numbers.flat) else found
 
 
 def encode(model: Model, request: InferRequest, results: Mapping[str, np.ndarray]) -> Encoded:
@@ -335,7 +347,8 @@ def _nameless(where: str) -> InvalidRequestError:
 
 
 def _short_text(value: Any) -> str:
-    return value if isinstance(value, str) and len(value) < 20 else _short(value)
+    """Text for a message: ASCII, because JSON may hold half of a character, which has no bytes."""
+    return value if isinstance(value, str) and len(value) < 20 and value.isascii() else _short(value)
 
 
 def _short(value: Any) -> str:

@@ -44,6 +44,7 @@ class Server:
     ) -> None:
         """
         Args:
+            host: a name stands for the first of its addresses.
             http_port, grpc_port: 0 takes a free one.
         """
         self.service = Service(model, limits)
@@ -55,11 +56,12 @@ class Server:
         Raises:
             BadInputError: a port is in use, or the host is not this machine's.
         """
-        listener = _listen(self.host, self.http_port)
+        address = _resolve(self.host)
+        listener = _listen(address, self.http_port)
         self.http_port = listener.getsockname()[1]
         try:
             self._grpc = make_server(self.service)
-            self.grpc_port = _add_port(self._grpc, self.host, self.grpc_port)
+            self.grpc_port = _add_port(self._grpc, address, self.grpc_port)
             self.service.start()
             await self._grpc.start()
         except BaseException:
@@ -122,10 +124,25 @@ def serve(server: Server, started: Callable[[Server], None]) -> None:
     asyncio.run(run())
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _resolve(host: str) -> str:
+    """A numeric address, the same for both protocols: a name may have several."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.getnameinfo(found[0][4], socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no name of a machine"
+        raise BadInputError(
+            f"cannot listen on {host or 'an empty host'}: {reason}; give --host an address of this machine, such as "
+            "127.0.0.1"
+        ) from None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on a numeric address; on all of IPv6 (``::``) for IPv4 as well, as gRPC does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except (OSError, OverflowError) as error:
         raise BadInputError(
             f"HTTP: cannot listen on {host} port {port}: {_reason(error)}; choose another --port"
@@ -138,7 +155,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _reason(error: OSError | OverflowError) -> str:
     number = getattr(error, "errno", None) or 0
-    return os.strerror(number) if number > 0 else str(error)  # name resolution has numbers of its own, below 0
+    return os.strerror(number) if number > 0 else str(error)
 
 
 def _add_port(server: grpc.aio.Server, host: str, port: int) -> int:

@@ -29,7 +29,7 @@ class Limits:
 
     Attributes:
         max_body: bytes of one request.
-        timeout: seconds from the first byte of a request to its answer.
+        timeout: seconds from the end of a request's header to its answer; over HTTP, as many before for the header.
         queue: requests of both protocols together that are accepted and not yet answered.
         max_batch: samples that are joined in one run.
         max_delay: seconds that a request waits for others to join it.
@@ -52,7 +52,7 @@ class Service:
         if most_rows is not None and most_rows < limits.max_batch:
             limits = replace(limits, max_batch=most_rows)
         self.model, self.limits = model, limits
-        self.statistics = Statistics()
+        self.statistics = Statistics(limits.max_batch)
         self.batcher = Batcher(model, limits.max_batch, limits.max_delay, self._ran, lambda: self.unanswered == 1)
         self.metrics = Metrics(model.name, lambda: self.batcher.length, lambda: self.unanswered)
         self.unanswered = 0
@@ -73,13 +73,12 @@ class Service:
     # -- inference -----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def accept(self, model: str, version: str) -> Iterator[None]:
+    def accept(self) -> Iterator[None]:
         """One inference request, from before its body is read until it is answered.
 
         Raises:
-            UnknownModelError, StoppingError, QueueFullError
+            StoppingError, QueueFullError
         """
-        self.check_model(model, version)
         if not self.ready:
             raise StoppingError("the server is stopping")
         if self.unanswered >= self.limits.queue:

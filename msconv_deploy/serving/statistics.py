@@ -29,8 +29,14 @@ _STEPS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute
 
 @dataclass
 class Statistics:
-    """Counters of one model since its start; a request counts once it is answered."""
+    """Counters of one model since its start; a request counts once it is answered.
 
+    Attributes:
+        max_batch: runs of more rows, which a single request may have, are counted together, as of ``max_batch + 1``.
+        batches: rows of a run -> times of gathering, computing and splitting.
+    """
+
+    max_batch: int
     rows: int = 0
     runs: int = 0
     last: float = 0.0
@@ -44,7 +50,7 @@ class Statistics:
         self.rows += times.rows
         self.runs += 1
         self.last = time.time()
-        for duration, seconds in zip(self.batches[times.rows], _parts(times), strict=True):
+        for duration, seconds in zip(self.batches[min(times.rows, self.max_batch + 1)], _parts(times), strict=True):
             duration.add(seconds)
 
     def answered(self, seconds: float, outcome: Outcome | None) -> None:

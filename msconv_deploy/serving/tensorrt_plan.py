@@ -16,7 +16,7 @@ from msconv_deploy.errors import BadInputError
 from msconv_deploy.runtimes.tensorrt.engine import read_plan
 from msconv_deploy.serving.errors import InvalidRequestError, RunFailedError
 from msconv_deploy.serving.runtime import DATATYPE_NAMES, Arrays, Extents, Run, Tensor
-from msconv_deploy.serving.triton.plan import plugin_libraries
+from msconv_deploy.serving.triton.plan import plugin_libraries, why_not_joined
 from msconv_deploy.validation.graph import UNKNOWN_REDUCTION, TensorSpec
 from msconv_deploy.validation.inputs import InputOptions, generate
 from msconv_deploy.validation.tolerance import policy_tolerance
@@ -85,9 +85,8 @@ class PlanFile:
         first = [tensor.dims[0] if tensor.dims else 0 for tensor in (*self.inputs, *self.outputs)]
         if any(isinstance(dim, int) for dim in first):
             return "its inputs and outputs do not all have a dynamic axis 0"
-        if any(isinstance(dim, Extents) and dim.low > 1 for dim in first):
-            return "the plan takes no single sample: build it for batches from 1 on"
-        return ""
+        ranges = [dim for dim in first if isinstance(dim, Extents)]
+        return why_not_joined(max((dim.low for dim in ranges), default=1), min((dim.high for dim in ranges), default=1))
 
     def samples(self, rows: int, seed: int) -> Iterator[Arrays]:
         """At the sizes that the plan is tuned for, else at the smallest."""

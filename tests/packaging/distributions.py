@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = "msconv_deploy/plugin/sources/"
+SOURCE_SUFFIXES = {".cpp", ".cu", ".h", ".map"}
 _HOOK = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -60,7 +61,12 @@ def expected_in_package() -> set[str]:
     own = [p for pattern in ("*.py", "*.jinja", "py.typed") for p in package.rglob(pattern)]
     plugins = ROOT / "plugins"
     sources = [plugins / "CMakeLists.txt"]
-    sources += [p for part in ("kernels", "tensorrt") for p in (plugins / "msconv" / part).iterdir() if p.is_file()]
+    sources += [
+        p
+        for part in ("kernels", "tensorrt")
+        for p in (plugins / "msconv" / part).iterdir()
+        if p.is_file() and p.suffix in SOURCE_SUFFIXES
+    ]
     return {p.relative_to(ROOT).as_posix() for p in own} | {
         SOURCES + p.relative_to(plugins).as_posix() for p in sources
     }

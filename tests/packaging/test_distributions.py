@@ -1,7 +1,10 @@
 """What is shipped: the wheel's and the sdist's contents, and that a wheel from the sdist is the same."""
 
+import ast
 import importlib.metadata
 import os
+import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -22,7 +25,13 @@ from tests.packaging.distributions import (
     unpacked,
 )
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 OLDEST_SETUPTOOLS = 77
+LEFT_BY_EDITORS = ["kernels/msconv2d.h~", "kernels/.msconv2d.cu.swp", "tensorrt/creator.cpp.orig"]
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +45,32 @@ def built(tmp_path_factory):
         pytest.skip(f"needs setuptools {OLDEST_SETUPTOOLS} or later to build without a download; here is {version}")
     folder = tmp_path_factory.mktemp("built")
     source = tracked_copy(folder / "source")
+    for left in LEFT_BY_EDITORS:
+        (source / "plugins" / "msconv" / left).write_text("")
     return build("wheel", source, folder / "dist"), build("sdist", source, folder / "dist")
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built):
     assert problems(built[0]) == []
     assert not [name for name in names_in(built[0]) if name.startswith(("tests", "models", "benchmarks", "export"))]
+
+
+def test_what_an_editor_leaves_is_not_shipped(built):
+    assert not [name for name in names_in(built[0]) + names_in(built[1]) if name.endswith(tuple(LEFT_BY_EDITORS))]
+
+
+def test_the_suffixes_are_those_that_the_build_reads():
+    """setup.py cannot import the package."""
+    from msconv_deploy.plugin.build import _SOURCE_SUFFIXES
+
+    (line,) = re.findall(r"^SUFFIXES = (\{.*\})", (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert ast.literal_eval(line) == _SOURCE_SUFFIXES
+
+
+def test_the_tests_bring_what_builds_a_distribution():
+    """Else they are skipped here."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"setuptools>={OLDEST_SETUPTOOLS}" in extras["test"]
 
 
 def test_what_is_expected_is_not_empty():

@@ -80,6 +80,43 @@ def test_an_archive_without_headers(bare):
     assert available() == []
 
 
+BAD_VERSION_H = "#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n"
+
+
+def release(path, version_h):
+    """Address of an archive like a release's, with this NvInferVersion.h."""
+    top = "TensorRT-10.9.0/include"
+    return archive(path, {f"{top}/NvInferRuntime.h": "// here", f"{top}/NvInferVersion.h": version_h})
+
+
+def test_headers_without_a_version_do_not_stay(bare):
+    """What was bad once is no obstacle to the right archive."""
+    url = release(bare / "archive.tar.gz", BAD_VERSION_H)
+    for _ in range(2):
+        with pytest.raises(BadInputError, match="archive.tar.gz: its NvInferVersion.h names no version"):
+            fetch_headers("10.9.0", url)
+    assert available() == []
+    assert fetch_headers("10.9.0", release(bare / "archive.tar.gz", VERSION_H)).version == "10.9.0"
+
+
+def test_headers_that_another_process_has_put_there_are_used(bare):
+    url = release(bare / "archive.tar.gz", VERSION_H)
+    first = fetch_headers("10.9.0", url)
+    (first.folder / "mark").write_text("")
+    assert fetch_headers("10.9.0", url) == first
+    assert (first.folder / "mark").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_lies_in_their_place_is_said(bare, kind):
+    place = bare / "cache" / "tensorrt-headers" / "10.9.0" / "include"
+    left = place / "NvInferRuntime.h" if kind == "folder" else place
+    left.parent.mkdir(parents=True)
+    left.write_text("")
+    with pytest.raises(BadInputError, match="include: is not TensorRT's headers: remove it"):
+        fetch_headers("10.9.0", release(bare / "archive.tar.gz", VERSION_H))
+
+
 def test_offline(bare, monkeypatch):
     def refuse(address, timeout):
         raise urllib.error.URLError("Name or service not known")

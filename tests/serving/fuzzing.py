@@ -16,6 +16,7 @@ _VALUES: list[Any] = [
     None, True, -1, 0, 1.5, 1e308, float("nan"), 2**63, 10**40, "", "FP16", "FP32", "BYTES", "\x00", "image", "x" * 5000,
     [], {}, [[]], [1, 2], ["1"], [None], [[1], [2, 3]], [-1, 3, 8, 8], [2**40, 2**40, 2**40, 2**40], [1] * 40, {"a": 1},
     {"binary_data_size": -1}, {"binary_data_size": 10**12}, {"binary_data_size": "4"}, {"shared_memory_region": "r"},
+    "\ud800", [0, 3, 2**39, 2**39],
 ]  # fmt: skip
 
 

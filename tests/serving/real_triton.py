@@ -4,8 +4,8 @@ The wheel brings the server and its python backend only; ``triton_backends`` bes
 onnxruntime backend, so that repositories of ``msconv package`` are loaded unchanged.
 
 Run as a program (``make test-triton``), it installs the wheel into ``build/triton-venv``, serves the models of the client
-suite from repositories that ``msconv package`` makes, and runs the suite. Exit code 3: the server cannot be had here, and
-nothing was tested.
+suite from repositories that ``msconv package`` makes, and runs the suite; then the tests of ``test_triton_real.py``, which
+are skipped elsewhere while the wheel is not there. Exit code 3: the server cannot be had here, and nothing was tested.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def suite_models(folder: Path) -> dict[str, Path]:
 
 
 def run_suite(folder: Path, pytest_arguments: Sequence[str] = ()) -> int:
-    """Package the suite's models, serve them, and run the client suite; pytest's exit code.
+    """Package the suite's models, serve them, and run the client suite; 0 if it passed, else 1.
 
     Raises:
         NoTritonError: see :func:`serving`.
@@ -226,15 +226,24 @@ def run_suite(folder: Path, pytest_arguments: Sequence[str] = ()) -> int:
             "MSCONV_ENDPOINT_GRPC": endpoint.grpc,
             "MSCONV_ENDPOINT_MODELS": ",".join(f"{name}={path}" for name, path in models.items()),
         }
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "tests/serving/client_suite.py"]
-        return subprocess.run([*command, *pytest_arguments], cwd=ROOT, env=environment).returncode
+        return _pytest("client_suite.py", pytest_arguments, environment)
+
+
+def run_repositories() -> int:
+    """The tests of ``test_triton_real.py`` but for the client suite, none of them skipped; 0 if they passed, else 1."""
+    return _pytest("test_triton_real.py", ["-k", "not client_suite"], os.environ | {"MSCONV_TRITON": "1"})
+
+
+def _pytest(file: str, arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", f"tests/serving/{file}", *arguments]
+    return 1 if subprocess.run(command, cwd=ROOT, env=environment).returncode else 0  # 3 is said for something else
 
 
 def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="msconv-triton-") as folder:
         try:
             install()
-            return run_suite(Path(folder), arguments)
+            return run_suite(Path(folder), arguments) or run_repositories()
         except NoTritonError as error:
             print(f"not tested against Triton: {error}", file=sys.stderr)
             return NOT_AVAILABLE

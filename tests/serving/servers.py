@@ -18,9 +18,9 @@ from msconv_deploy.serving.service import Limits
 
 
 @contextmanager
-def running(model: Model, limits: Limits | None = None) -> Iterator[Server]:
+def running(model: Model, limits: Limits | None = None, host: str = "127.0.0.1") -> Iterator[Server]:
     """A server on free ports, on a thread of its own; stopped, and its requests finished, at the end."""
-    server = Server(model, limits or Limits(), http_port=0, grpc_port=0)
+    server = Server(model, limits or Limits(), host, http_port=0, grpc_port=0)
     started = threading.Event()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()

@@ -143,6 +143,46 @@ def test_a_full_batch_does_not_wait_for_its_delay():
     assert asyncio.run(main()) == (1, 4)
 
 
+def test_who_waits_for_its_delay_lets_others_go_first():
+    """A full batch, one that is joined with nobody, and then a kind whose delay ends first."""
+
+    async def main():
+        model = Recorder()
+        batcher = Batcher(model, 4, 0.5)
+        begun = time.perf_counter()
+        first = batcher.submit(x(1, 4), ["y"])
+        await asyncio.sleep(0.01)
+        second = batcher.submit(x(1, 5), ["y"])
+        full = [batcher.submit(x(2, 6), ["y"]) for _ in range(2)]
+        alone = batcher.submit(x(4, 4), ["y"])
+        await asyncio.gather(alone, *full)
+        early = time.perf_counter() - begun
+        await asyncio.gather(first, second)
+        late = time.perf_counter() - begun
+        await batcher.stop()
+        return model.shapes, early, late
+
+    shapes, early, late = asyncio.run(main())
+    assert shapes == [(4, 6), (4, 4), (1, 4), (1, 5)]
+    assert early < 0.5 <= late
+
+
+def test_requests_that_join_nobody_do_not_keep_others_from_their_turn():
+    """Once its delay is over, the oldest is first."""
+
+    async def main():
+        model = Recorder()
+        batcher = Batcher(model, 4, 0.2)
+        waiting = batcher.submit(x(1, 5), ["y"])
+        while not waiting.done():
+            await asyncio.wait([batcher.submit(x(4, 4), ["y"]) for _ in range(2)])
+        waited = waiting.result().waited
+        await batcher.stop()
+        return waited
+
+    assert 0.2 <= asyncio.run(main()) < 5
+
+
 def runs_on_event_loop(seconds, lone, together):
     """Whether each run of the model was on the event loop, and its rows.
 
@@ -212,6 +252,19 @@ def test_joining_stops_where_it_is_slower(slower):
         assert rows.count(1) >= 25  # now and then it is tried again
     else:
         assert rows.count(4) >= 9
+
+
+def test_asking_is_not_deciding():
+    """The other way is tried before every fiftieth run, however often it was looked at before."""
+    gain = Gain()
+    gain.ran("x", 1, 1, 0.1)
+    gain.ran("x", 2, 2, 1.0)
+    decisions = []
+    for _ in range(100):
+        looked = {gain.joins("x") for _ in range(7)}
+        decisions.append(gain.decide("x"))
+        assert looked == {decisions[-1]}
+    assert [index for index, joins in enumerate(decisions) if joins] == [49, 99]
 
 
 def test_kinds_that_are_not_seen_any_more_are_forgotten():

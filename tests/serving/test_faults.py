@@ -342,6 +342,18 @@ WRONG = {
         lambda a: a | {"rows": np.zeros((1, 2, 6), np.float32)},
         r"input 'rows': expected shape \[N, 2, H\], got \[1, 2, 6\]; H is 5 in input 'image'",
     ),
+    "extent that would be broadcast": (
+        lambda a: a | {"rows": a["rows"][:, :, :1]},
+        r"input 'rows': expected shape \[N, 2, H\], got \[1, 2, 1\]; H is 5 in input 'image'",
+    ),
+    "two batches": (
+        lambda a: a | {"rows": np.zeros((2, 2, 5), np.float32), "scalars": np.zeros((3, 4), np.float32)},
+        r"input 'scalars': expected shape \[N, 4\], got \[3, 4\]; N is 2 in input 'rows'",
+    ),
+    "empty image": (
+        lambda a: a | {"image": a["image"][:, :, :0], "rows": a["rows"][:, :, :0]},
+        r"input 'image': expected at least one element, got shape \[1, 3, 0, 7\]",
+    ),
     "missing": (lambda a: {k: v for k, v in a.items() if k != "rows"}, "expected also input rows, which is not given"),
     "unknown": (
         lambda a: a | {"depth": a["image"]},
@@ -364,6 +376,17 @@ def test_what_is_wrong_is_said(site, log, protocol, what):
     assert re.search(message, refused.value.message())
     assert refused.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
     assert re.search(message, log.wait(protocol=protocol)["error"])
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_one_sample_of_a_source_may_be_for_all(site, protocol):
+    module = http_client if protocol == "http" else grpc_client
+    arrays = site.endpoint.inputs((3, 5, 7))
+    shared = arrays | {"scalars": arrays["scalars"][:1]}
+    repeated = arrays | {"scalars": np.repeat(shared["scalars"], 3, axis=0)}
+    with module.InferenceServerClient(getattr(site, protocol)) as client:
+        result = client.infer("gated", tensors(module, shared))
+    expect(site.endpoint, outputs_of(result, site.endpoint.outputs), repeated)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -436,6 +459,10 @@ def json_request(**changes):
         ({"image": {"data": 5}}, "expected a list in data"),
         ({"image": {"shape": [1, 3, 2, -2]}}, "expected extents from 0 on"),
         ({"image": {"shape": "1,3,2,2"}}, "must be a list"),
+        ({"image": {"shape": [0, 3, 2**39, 2**39], "data": []}}, "input 'image': expected smaller extents in shape"),
+        ({"image": {"datatype": "\ud800"}}, "input 'image': expected datatype FP32, got '\\ud800'"),
+        ({"image": {"name": "\ud800"}}, "input '\\ud800': model 'gated' has no such input"),
+        ({"outputs": [{"name": "\ud800"}]}, "output '\\ud800': model 'gated' has no such output"),
         ({"image": {"shape": [1, 3, 2, 2.0]}}, "expected extents from 0 on"),
         ({"image": {"parameters": {"binary_data_size": 48}}}, "binary_data_size is 48, but 0 bytes are left"),
         ({"image": {"name": 7}}, "an input: has no name"),
@@ -540,6 +567,18 @@ def test_ports_in_use_are_said(path, shared):
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_do_not_grow_with_what_clients_choose(path):
+    """Sizes that the server joins are counted one by one, larger ones together."""
+    with site_with(path, max_batch=4) as server:
+        site = Site(server, path)
+        for rows in (1, 4, 5, 6, 7, 30):
+            site.ask(size=(rows, 5, 7))
+        stats = json.loads(site.post(None, {}, "/v2/models/gated/stats", "GET")[1])["model_stats"][0]
+        counts = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in stats["batch_stats"]}
+        assert counts == {1: 1, 4: 1, 5: 4}
+        assert stats["inference_count"] == 53
 
 
 def test_metrics_statistics_and_log_agree(path, log):

@@ -109,9 +109,17 @@ def test_an_optimized_model_that_is_not_verified_is_not_served(tmp_path, monkeyp
 # -- models that do not load -------------------------------------------------------------------------------------------
 
 
+BAD = [
+    "missing", "folder", "truncated", "text", "plugin form", "no CUDA", "access log", "report", "host", "name of a host",
+    "no host", "port", "endless", "too long", "no number", "no delay", "name with a slash", "empty name", "taken name",
+    "name of a file",
+]  # fmt: skip
+
+
 def bad_models(folder: Path, path: Path) -> dict[str, tuple[list[str], int, str]]:
     (folder / "half.onnx").write_bytes(path.read_bytes()[:300])
     (folder / "text.onnx").write_text("not a model")
+    (folder / "a b.onnx").write_bytes(path.read_bytes())
     four_sources(folder / "plugin.onnx", form=Form.PLUGIN)
     return {
         "missing": (["nowhere.onnx"], 2, "nowhere.onnx: no such file"),
@@ -127,14 +135,25 @@ def bad_models(folder: Path, path: Path) -> dict[str, tuple[list[str], int, str]
         ),
         "report": ([str(path), "--json", "text.onnx"], 2, "exists already"),
         "host": ([str(path), "--host", "192.0.2.1", "--port", "0"], 2, "cannot listen on 192.0.2.1"),
+        "name of a host": ([str(path), "--host", "a..b"], 2, "cannot listen on a..b: it is no name of a machine; give"),
+        "no host": ([str(path), "--host", ""], 2, "give --host an address of this machine"),
         "port": ([str(path), "--port", "70000"], 2, "less than or equal to 65535"),
+        "endless": ([str(path), "--timeout", "inf"], 2, "Invalid value for '--timeout'"),
+        "too long": ([str(path), "--timeout", "10000000"], 2, "Invalid value for '--timeout'"),
+        "no number": ([str(path), "--timeout", "nan"], 2, "Invalid value for '--timeout'"),
+        "no delay": ([str(path), "--max-delay", "nan"], 2, "Invalid value for '--max-delay'"),
+        "name with a slash": ([str(path), "--name", "a/b"], 2, "model name 'a/b': letters, digits"),
+        "empty name": ([str(path), "--name", ""], 2, "model name '': letters, digits"),
+        "taken name": (
+            [str(path), "--name", "stats"],
+            2,
+            "model name 'stats': /v2/models/stats is the statistics' place",
+        ),
+        "name of a file": (["a b.onnx"], 2, "give one with --name"),
     }
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["missing", "folder", "truncated", "text", "plugin form", "no CUDA", "access log", "report", "host", "port"],
-)
+@pytest.mark.parametrize("what", BAD)
 def test_what_cannot_be_served_is_one_message(tmp_path, path, what, monkeypatch, capsys):
     import onnxruntime
 

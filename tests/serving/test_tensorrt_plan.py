@@ -171,7 +171,11 @@ def test_a_plan_that_mixes_its_samples_is_not_joined(tmp_path, monkeypatch):
     ("low", "high", "reason"),
     [
         ((1, 2), (1, 9), "its inputs and outputs do not all have a dynamic axis 0"),
-        ((2, 2), (8, 9), "the plan takes no single sample: build it for batches from 1 on"),
+        (
+            (2, 2),
+            (8, 9),
+            "the plan takes batches from 2 on, and a request alone is a batch of 1: build it for 1 as well",
+        ),
         ((1, 2), (2, 9), ""),
     ],
 )

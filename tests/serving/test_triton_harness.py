@@ -21,6 +21,18 @@ def test_without_the_wheel_nothing_passes(monkeypatch, capsys, tmp_path):
     assert not real_triton.installed()
 
 
+def test_the_tests_of_repositories_run_where_the_server_was_had(monkeypatch):
+    """After the suite, and with nothing skipped: exit code 3 is for a server that cannot be had."""
+    runs = []
+    monkeypatch.setattr(real_triton, "install", lambda: None)
+    monkeypatch.setattr(real_triton, "run_suite", lambda folder, arguments: runs.append(arguments) or 0)
+    monkeypatch.setattr(
+        real_triton, "_pytest", lambda file, arguments, env: runs.append((file, env["MSCONV_TRITON"])) or 1
+    )
+    assert real_triton.main(["-x"]) == 1
+    assert runs == [["-x"], ("test_triton_real.py", "1")]
+
+
 def test_a_server_that_ends_is_told_with_its_log(monkeypatch, tmp_path):
     venv = tmp_path / "venv"
     server = venv / "lib" / "python3.11" / "site-packages" / "pytriton" / "tritonserver"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.reporting.package import ModelSidecar
+from msconv_deploy.reporting.package import ModelSidecar, PackagedTensor
 from msconv_deploy.serving.triton.repository import SIDECAR
 from msconv_deploy.serving.triton.yaml import to_yaml
 
@@ -182,8 +182,8 @@ again takes the change up.
 """
 
 
-def _tensors(tensors: Sequence[object]) -> str:
-    return "<br>".join(f"`{t.name}` {t.datatype} {t.shape}" for t in tensors)  # type: ignore[attr-defined]
+def _tensors(tensors: Sequence[PackagedTensor]) -> str:
+    return "<br>".join(f"`{tensor.name}` {tensor.datatype} {tensor.shape}" for tensor in tensors)
 
 
 def kubernetes_name(text: str) -> str:

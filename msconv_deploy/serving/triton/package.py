@@ -31,7 +31,7 @@ from msconv_deploy.serving.triton.config import (
     config_text,
 )
 from msconv_deploy.serving.triton.deploy import Deployment, image_tag, is_ours, kubernetes_name
-from msconv_deploy.serving.triton.plan import PlanFile, open_plan
+from msconv_deploy.serving.triton.plan import CheckedPlan, open_plan
 from msconv_deploy.serving.triton.repository import (
     CONFIG,
     SIDECAR,
@@ -186,7 +186,7 @@ def _check_onnxruntime(path: Path, form: Form, options: PackageOptions) -> None:
         raise BadInputError("--plugin is for TensorRT plans: give --plan, or leave it out")
 
 
-def _batching(examined: Examined, plan: PlanFile | None, options: PackageOptions) -> tuple[Batching, list[str]]:
+def _batching(examined: Examined, plan: CheckedPlan | None, options: PackageOptions) -> tuple[Batching, list[str]]:
     """The batching that was asked for, or what the model can do.
 
     Raises:
@@ -219,7 +219,7 @@ def _stage(
     path: Path,
     model: onnx.ModelProto,
     placement: Placement,
-    plan: PlanFile | None,
+    plan: CheckedPlan | None,
     examined: Examined,
     batching: Batching,
     options: PackageOptions,
@@ -248,7 +248,7 @@ def _stage(
     return settings
 
 
-def _entry(path: Path, sha256: str, form: Form, plan: PlanFile | None, placement: Placement) -> PackagedVersion:
+def _entry(path: Path, sha256: str, form: Form, plan: CheckedPlan | None, placement: Placement) -> PackagedVersion:
     entry = PackagedVersion(model=str(path), model_sha256=sha256, model_form=form.value)
     if plan is not None:
         folder = f"{placement.folder.name}/{placement.version}"
@@ -272,7 +272,7 @@ def _write_deployment(deployment: Deployment, folder: Path) -> tuple[dict[Path, 
     return staged, left
 
 
-def _notes(opset: int, plan: PlanFile | None, deployment: Deployment, others: Sequence[ModelSidecar]) -> list[str]:
+def _notes(opset: int, plan: CheckedPlan | None, deployment: Deployment, others: Sequence[ModelSidecar]) -> list[str]:
     notes = []
     if plan is None:
         notes.append(

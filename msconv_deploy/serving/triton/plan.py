@@ -19,7 +19,7 @@ Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class PlanFile:
+class CheckedPlan:
     """A plan whose sidecar fits the model.
 
     Attributes:
@@ -41,7 +41,14 @@ class PlanFile:
         return max(low), min(best), min(high)
 
 
-def open_plan(path: Path, source: EngineSource, libraries: Sequence[Path]) -> PlanFile:
+def why_not_joined(low: int, high: int) -> str:
+    """Why requests to a plan that takes batches from ``low`` to ``high`` cannot be joined; empty if they can."""
+    if low > 1:
+        return f"the plan takes batches from {low} on, and a request alone is a batch of 1: build it for 1 as well"
+    return "the plan takes batches of 1 only" if high < 2 else ""
+
+
+def open_plan(path: Path, source: EngineSource, libraries: Sequence[Path]) -> CheckedPlan:
     """Check a plan against the model and the plugin libraries.
 
     Args:
@@ -67,7 +74,7 @@ def open_plan(path: Path, source: EngineSource, libraries: Sequence[Path]) -> Pl
         raise BadInputError(f"{path}: does not compute in the types of its graph: {report.precision_check.reason}")
     profile = {name: _range(path, name, shapes) for name, shapes in report.profile.items()}
     _check_profile(path, profile, source)
-    return PlanFile(path, report, profile, plugin_libraries(path, report, libraries))
+    return CheckedPlan(path, report, profile, plugin_libraries(path, report, libraries))
 
 
 def _range(path: Path, name: str, shapes: Sequence[Sequence[int]]) -> Range:

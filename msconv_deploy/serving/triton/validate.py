@@ -21,8 +21,9 @@ from msconv_deploy.ops.forms import Form, convert_form, form_of
 from msconv_deploy.ops.symbolic import Size, size_text
 from msconv_deploy.reporting.package import PackagedTensor
 from msconv_deploy.serving.model import Model
+from msconv_deploy.serving.runtime import Arrays
 from msconv_deploy.serving.triton.config import WARMUP_FOLDER, WarmupInput, check_config, read_config
-from msconv_deploy.serving.triton.plan import PlanFile
+from msconv_deploy.serving.triton.plan import CheckedPlan, why_not_joined
 from msconv_deploy.validation.graph import TensorSpec, graph_inputs
 from msconv_deploy.validation.input_shapes import size_of_shapes
 from msconv_deploy.validation.inputs import (
@@ -33,8 +34,6 @@ from msconv_deploy.validation.inputs import (
     generate,
     mentioned_sizes,
 )
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def examine(
     name: str,
     options: InputOptions,
     shapes: Mapping[str, Sequence[int]],
-    plan: PlanFile | None = None,
+    plan: CheckedPlan | None = None,
 ) -> Examined:
     """Load a model in ONNX Runtime, find a sample that it runs on, and whether its samples may be joined.
 
@@ -109,15 +108,13 @@ def _why_not_by_rank(inputs: Sequence[TensorSpec]) -> str:
     return f"input {flat[0]} has no dimension beside the batch, and Triton wants one" if flat else ""
 
 
-def _why_not_by_plan(plan: PlanFile) -> str:
+def _why_not_by_plan(plan: CheckedPlan) -> str:
     low, _, high = plan.batches(list(plan.profile))
-    if low > 1:
-        return f"the plan takes batches from {low} on, and a request alone is a batch of 1"
-    return "the plan takes batches of 1 only" if high < 2 else ""
+    return why_not_joined(low, high)
 
 
 def _sizes(
-    model: onnx.ModelProto, inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], plan: PlanFile | None
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]], plan: CheckedPlan | None
 ) -> list[Size]:
     """Sizes of the sample, best first: the user's, what the plan is tuned for, or whatever the model accepts."""
     if shapes:
