@@ -5,8 +5,8 @@ import pytest
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops import reference
-from msconv_deploy.ops.configuration import MSConv2dConfig, PaddingMode
-from msconv_deploy.ops.shapes import check_sources, output_shape
+from msconv_deploy.ops.configuration import MSConv2dConfig, PaddingMode, PaddingSemantics
+from msconv_deploy.ops.shapes import check_channels, check_sources, check_weights, output_shape
 
 
 def padded(mode, height, width):
@@ -52,3 +52,51 @@ def test_the_reference_computes_in_the_type_that_it_is_told():
     assert narrow[0, 0, 0, 0] == single * single + single + single * single
     integers = {name: np.ones(array.shape, np.int64) for name, array in sources.items()}
     assert reference.msconv2d(config, integers, weights, np.zeros(1, np.int64)).dtype == np.float64
+
+
+def grouped(group: int, semantics: PaddingSemantics) -> MSConv2dConfig:
+    return MSConv2dConfig((1, 1, 1, 1), (1, 1), group=group, padding_semantics=semantics)
+
+
+EVEN = {"nchw": 4, "nch": 2, "ncw": 6, "nc": 3}
+
+
+@pytest.mark.parametrize(
+    ("group", "semantics", "odd", "outputs", "message"),
+    [
+        (2, PaddingSemantics.SOURCE, {}, 4, ""),
+        (2, PaddingSemantics.SOURCE, {"nchw": 3}, 4, "nchw has 3 channels, which is not divisible by groups 2"),
+        (2, PaddingSemantics.SOURCE, {"nch": 3}, 4, "nch has 3 channels, which is not divisible by groups 2"),
+        (2, PaddingSemantics.SOURCE, {"ncw": 5}, 4, "ncw has 5 channels, which is not divisible by groups 2"),
+        (2, PaddingSemantics.SOURCE, {}, 3, "out_channels 3 is not divisible by groups 2"),
+        (2, PaddingSemantics.TILED, {"nch": 3, "ncw": 5}, 4, ""),  # dense there, zero outside of their group
+        (2, PaddingSemantics.TILED, {"nchw": 3}, 4, "nchw has 3 channels, which is not divisible by groups 2"),
+        (1, PaddingSemantics.SOURCE, {"nchw": 3, "nch": 5, "ncw": 1}, 7, ""),
+        (3, PaddingSemantics.SOURCE, {"nchw": 3, "nch": 3}, 3, ""),
+        (1, PaddingSemantics.SOURCE, {}, 0, "out_channels must be at least 1, but is 0"),
+    ],
+)
+def test_channels_are_divisible_by_the_groups_that_apply_to_them(group, semantics, odd, outputs, message):
+    arguments = grouped(group, semantics), EVEN | odd, outputs
+    if not message:
+        check_channels(*arguments)
+        return
+    with pytest.raises(BadInputError, match=f"^MSConv2d: {message}$"):
+        check_channels(*arguments)
+
+
+def test_weights_that_do_not_fit_are_named_with_what_was_expected():
+    config = MSConv2dConfig((1, 1, 0, 0), (3, 5))
+    assert check_weights(config, {"nchw": (4, 2, 3, 5), "nch": (4, 1, 3)}) == ({"nchw": 2, "nch": 1}, 4)
+    with pytest.raises(
+        BadInputError, match=r"^MSConv2d: weights are given for \['nchw'\], needed for \['nchw', 'nch'\]$"
+    ):
+        check_weights(config, {"nchw": (4, 2, 3, 5)})
+    said = (
+        r"^MSConv2d: the weight of nch has shape \(4, 1, 2\); in source semantics it must have 3 dimensions and, for 4 output "
+        r"channels and the kernel \(3, 5\), shape \(4, 1, 3\)$"
+    )
+    with pytest.raises(BadInputError, match=said):
+        check_weights(config, {"nchw": (4, 2, 3, 5), "nch": (4, 1, 2)})
+    with pytest.raises(BadInputError, match=r"shape \(4, 3\); .* 3 dimensions .* shape \(4, 0, 3\)$"):
+        check_weights(config, {"nchw": (4, 2, 3, 5), "nch": (4, 3)})
