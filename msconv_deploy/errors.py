@@ -62,6 +62,6 @@ def about(path: Path | str) -> Iterator[None]:
     try:
         yield
     except MsconvError as error:
-        if str(path) in str(error):
+        if str(error).startswith(f"{path}:"):
             raise
         raise type(error)(f"{path}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,87 @@ def check_writable(path: Path | str, force: bool = False) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise BadInputError(f"{path}: the folder {path.parent} is not writable; choose another, or change its rights")
     return path
+
+
+def sidecar_path(path: Path | str) -> Path:
+    """``<same name>.json``, where the report of an output file lies.
+
+    Raises:
+        BadInputError: the path ends in no name.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise BadInputError(f"{path}: is a folder; name the output file")
+    return path.with_suffix(".json")
+
+
+def check_outputs(
+    inputs: Iterable[Path],
+    outputs: Iterable[Path | None],
+    force: bool = False,
+    *,
+    original: Path | None = None,
+    possible: Iterable[Path] = (),
+) -> None:
+    """Refuse, before any work is done, places that cannot be written to, that hold an input, or that two outputs share.
+
+    Args:
+        inputs: what is read. No output replaces one of them, with or without ``force``.
+        outputs: what will be written; None is left out.
+        force: replace files that exist.
+        original: the input that the first output may replace with ``force``, because the user names it for both.
+        possible: places that may be written to as well, such as external data, which are only looked at for collisions.
+
+    Raises:
+        BadInputError: naming the place. No folder has been made then, unless only :func:`check_writable` refuses.
+    """
+    places = [place for place in outputs if place is not None]
+    check_distinct(inputs, places, force, original=original, possible=possible)
+    for place in places:
+        check_writable(place, force)
+
+
+def check_distinct(
+    inputs: Iterable[Path],
+    outputs: Iterable[Path | None],
+    force: bool = False,
+    *,
+    original: Path | None = None,
+    possible: Iterable[Path] = (),
+) -> None:
+    """The half of :func:`check_outputs` that looks for collisions; it leaves the file system alone.
+
+    Raises:
+        BadInputError: naming the place.
+    """
+    places = [place for place in outputs if place is not None]
+    read = {_resolved(path) for path in inputs}
+    in_place = original is not None and bool(places) and _resolved(places[0]) == _resolved(original)
+    if in_place and not force:
+        raise BadInputError(f"{places[0]}: is the input; it is replaced only with --force")
+    if in_place:
+        read.discard(_resolved(places[0]))
+    seen: set[Path] = set()
+    for place in (*places, *(() if in_place else possible)):
+        resolved = _resolved(place)
+        if resolved in read:
+            raise BadInputError(f"{place}: belongs to the input; choose another name for the output")
+        if resolved in seen:
+            raise BadInputError(f"{place}: is named for two outputs; choose another name")
+        seen.add(resolved)
+    for place in places:
+        if inside := seen & set(_resolved(place).parents):
+            raise BadInputError(
+                f"{place}: {inside.pop()} is named for an output file, so it cannot be the folder of this one"
+            )
+
+
+def _resolved(path: Path) -> Path:
+    """The file that a path leads to; the path itself where links go round in a circle."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
 
 
 @contextmanager

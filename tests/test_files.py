@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from msconv_deploy.errors import BadInputError
-from msconv_deploy.files import atomic_write, check_writable, write_text
+from msconv_deploy.errors import BadInputError, about
+from msconv_deploy.files import atomic_write, check_outputs, check_writable, write_text
 
 
 def test_writes_and_leaves_nothing_beside(tmp_path):
@@ -81,3 +81,38 @@ def test_a_body_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(BadInputError, match="cannot be written"), atomic_write(tmp_path / "a.json"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_replace_no_input_and_not_each_other(tmp_path):
+    one, two, new = tmp_path / "one", tmp_path / "two", tmp_path / "new"
+    one.touch()
+    two.touch()
+    (tmp_path / "link").symlink_to(one)
+    for force in (False, True):
+        with pytest.raises(BadInputError, match="two: belongs to the input"):
+            check_outputs([one, two], [new, two], force)
+        with pytest.raises(BadInputError, match="link: belongs to the input"):
+            check_outputs([one], [new, tmp_path / "link"], force)
+        with pytest.raises(BadInputError, match="new: is named for two outputs"):
+            check_outputs([one], [new, None, tmp_path / "folder" / ".." / "new"], force)
+        with pytest.raises(BadInputError, match="two: belongs to the input"):
+            check_outputs([one, two], [new], force, possible=[two])
+        with pytest.raises(BadInputError, match="cannot be the folder"):
+            check_outputs([one], [new / "deep" / "a", new], force)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "one", "two"]
+
+
+def test_the_original_is_replaced_where_that_is_asked_for(tmp_path):
+    one = tmp_path / "one"
+    one.touch()
+    with pytest.raises(BadInputError, match="one: is the input; it is replaced only with --force"):
+        check_outputs([one], [one], original=one)
+    check_outputs([one], [one, tmp_path / "report"], True, original=one)
+    with pytest.raises(BadInputError, match="one: is named for two outputs"):
+        check_outputs([one], [one, one], True, original=one)
+
+
+def test_an_error_about_another_file_gets_the_name_in_front():
+    for text, expected in (("m: bad", "m: bad"), ("node of m.onnx", "m: node of m.onnx")):
+        with pytest.raises(BadInputError, match=f"^{expected}$"), about("m"):
+            raise BadInputError(text)

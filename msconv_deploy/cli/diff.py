@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, start
+from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, check_places, start
 from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.terminal import cell, make_console
-from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from msconv_deploy.reporting.diff import DiffReport
@@ -32,8 +31,7 @@ def command(
     """
     start(quiet, verbose)
     bound_memory()
-    if json is not None:
-        check_writable(json, force)
+    check_places([a, b], [json], force)
     from msconv_deploy.optimizing import diff_files
 
     report = diff_files(a, b)

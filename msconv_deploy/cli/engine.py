@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msconv_deploy.cli.common import ForceOption, JsonOption, PluginOption, QuietOption, VerboseOption, start
-from msconv_deploy.cli.terminal import cell, make_console
+from msconv_deploy.cli.common import (
+    ForceOption,
+    JsonOption,
+    PluginOption,
+    QuietOption,
+    VerboseOption,
+    check_places,
+    start,
+)
+from msconv_deploy.cli.terminal import cell, make_console, say_on, verdict_text
 from msconv_deploy.errors import BadInputError, ExitCode
-from msconv_deploy.files import check_writable
+from msconv_deploy.files import check_distinct, sidecar_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,8 +91,11 @@ def build(
     Needs an NVIDIA GPU and TensorRT 8.6, 10 or 11; engines run on the version and the kind of GPU that built them.
     """
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    sidecar_path(output)  # a folder has no name for one
+    if output.exists() and model.exists() and output.samefile(model):
+        raise BadInputError(f"{output}: is the model itself; name another file")
+    check_distinct([model, *(plugin or [])], [output, output.with_name(f"{output.name}.json"), json])
+    check_places([model], [json], force, others=plugin or [])
     if cache is not None and no_cache:
         raise BadInputError("--cache and --no-cache contradict each other")
     from msconv_deploy.ops.forms import Form
@@ -93,8 +104,6 @@ def build(
     from msconv_deploy.runtimes.tensorrt.engine import ENGINE_CACHE, EngineRequest, build_engine, read_source
     from msconv_deploy.runtimes.tensorrt.profiles import parse_all_shapes
 
-    if output.exists() and model.exists() and output.samefile(model):
-        raise BadInputError(f"{output}: is the model itself; name another file")
     request = EngineRequest(
         form=None if form is None else Form(form.value),
         shapes=parse_all_shapes(shapes or []),
@@ -133,8 +142,7 @@ def inspect(
 ) -> int:
     """Show the layers of an engine: precision, formats, tactics, and whether they are what the graph asks for."""
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    check_places([] if model is None else [model], [json], force, others=[plan, *(plugin or [])])
     from msconv_deploy.runtimes.tensorrt.bindings import require
     from msconv_deploy.runtimes.tensorrt.engine import inspect_plan, read_plan, read_source
 
@@ -265,8 +273,7 @@ def _print_layers(console: Console, layers: list[EngineLayer]) -> None:
 
 
 def _print_check(console: Console, check: PrecisionCheck) -> None:
-    style = {"passed": "green", "differ": "bold red"}.get(check.verdict, "yellow")
     asked = ", ".join(f"{count} {precision}" for precision, count in check.asked.items()) or "no contractions"
     plugin = f", {check.plugin_layers} of {check.plugin_nodes} plugin layers" if check.plugin_nodes else ""
-    console.print(f"precision [{style}]{check.verdict}[/]: ", end="")
-    console.print(check.reason or f"{asked} computed as asked{plugin}", markup=False, soft_wrap=True)
+    console.print(f"precision {verdict_text(check.verdict)}: ", end="")
+    say_on(console, check.reason or f"{asked} computed as asked{plugin}")

@@ -16,9 +16,8 @@ from msconv_deploy.cli.common import (
     progress_line,
     start,
 )
-from msconv_deploy.cli.terminal import cell, make_console
+from msconv_deploy.cli.terminal import cell, make_console, say_on, verdict_text
 from msconv_deploy.errors import BadInputError, ExitCode
-from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from msconv_deploy.exporting import Recipe
@@ -53,8 +52,6 @@ def command(
 ) -> int:
     """Export checkpoints to ONNX as recipes say, and validate the files."""
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
     from msconv_deploy.cli.torch_needed import import_exporting
 
     exporting = import_exporting()
@@ -71,6 +68,7 @@ def command(
         )
         for path in paths
     ]
+    exporting.check_artefacts(loaded, output_dir, json, force)
     sidecars = []
     with progress_line(quiet) as progress:
         for recipe in loaded:
@@ -130,7 +128,7 @@ def _print_table(report: ExportReport, output_dir: Path) -> None:
         }
         for size, reason in refused.items():
             text = f"not compared: the PyTorch module of {recipe} does not run at {size}: {reason}"
-            console.print(text, markup=False, soft_wrap=True)
+            say_on(console, text)
 
 
 def _number(value: float | None) -> str:
@@ -138,7 +136,6 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(sidecar: Sidecar) -> str:
-    style = {"passed": "green", "differ": "bold red"}.get(sidecar.verdict, "yellow")
     compared, refused = len(sidecar.sizes), len(sidecar.refused)
     where = f" at {compared} of {compared + refused} sizes" if refused else ""
-    return f"[{style}]{sidecar.verdict}[/{style}]{where}" + (f": {cell(sidecar.reason)}" if sidecar.reason else "")
+    return f"{verdict_text(sidecar.verdict)}{where}" + (f": {cell(sidecar.reason)}" if sidecar.reason else "")

@@ -15,12 +15,12 @@ from msconv_deploy.cli.common import (
     QuietOption,
     SeedOption,
     VerboseOption,
+    check_places,
     start,
 )
 from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.site_tables import print_near_misses, print_sites
 from msconv_deploy.cli.terminal import make_console
-from msconv_deploy.files import check_writable
 
 
 def command(
@@ -36,8 +36,7 @@ def command(
     """Show the sites of a model, how their uniformity was found, and why other contractions are no sites."""
     start(quiet, verbose)
     bound_memory()
-    if json is not None:
-        check_writable(json, force)
+    check_places([model], [json], force)
     from msconv_deploy.optimizing import inspect_file
     from msconv_deploy.reporting.numbers import bytes_text
     from msconv_deploy.validation.input_shapes import parse_input_shapes

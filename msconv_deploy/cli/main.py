@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from msconv_deploy import __version__
 from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
 from msconv_deploy.cli.memory import limits_kept
-from msconv_deploy.cli.terminal import say
+from msconv_deploy.cli.terminal import Streams, say
 from msconv_deploy.errors import ExitCode, MsconvError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would have to be imported, with Markdown, before the first line of help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (export, inspect, optimize, convert, validate, diff, serve, package, doctor):
@@ -56,7 +56,13 @@ def _root(
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb and turns every expected error into one message and its exit code."""
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(main(arguments))
+    streams = Streams()
+    code = main(arguments)
+    failure = streams.failure()
+    if failure is not None:
+        say(f"msconv: standard output cannot be written: {failure.strerror or failure}", err=True)
+        code = code or int(ExitCode.BAD_INPUT)
+    sys.exit(code)
 
 
 def _terminated(number: int, frame: object) -> None:
@@ -80,11 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         say("msconv: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the reader of a pipe is gone: nothing to tell it
-        return 0
+    except BrokenPipeError:  # not of the program's own streams, which `run` makes tolerant: as the signal has it
+        return 141
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         say(f"msconv: {error.strerror or error}:{where}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,9 @@ from msconv_deploy.cli.common import (
 )
 from msconv_deploy.cli.memory import bound_memory
 from msconv_deploy.cli.site_tables import MAX_ROWS, print_near_misses, print_sites
-from msconv_deploy.cli.terminal import cell, make_console
+from msconv_deploy.cli.terminal import cell, make_console, say_on, verdict_text
 from msconv_deploy.errors import ExitCode
+from msconv_deploy.files import check_distinct, sidecar_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,8 +79,11 @@ def command(
     """
     start(quiet, verbose)
     bound_memory()
+    sidecar = sidecar_path(output)
+    reports = [sidecar, html, None if json == sidecar else json]
+    check_distinct(inputs or [], [output, *reports], force)  # the model's own files are looked at with it
     from msconv_deploy.optimizing import OptimizeOptions, optimize_file
-    from msconv_deploy.validation import parse_range
+    from msconv_deploy.validation import parse_ranges
     from msconv_deploy.validation.input_shapes import parse_input_shapes
 
     options = OptimizeOptions(
@@ -88,7 +93,7 @@ def command(
         tune=tune,
         input_shapes=parse_input_shapes(input_shape or []),
         input_files=inputs or [],
-        input_ranges=dict(parse_range(text) for text in input_range or []),
+        input_ranges=parse_ranges(input_range or []),
         seed=seed,
         verify=verify,
         keep_failed=keep_failed,
@@ -124,12 +129,11 @@ def _print(report: OptimizeReport, quiet: bool) -> None:
             saving = saving_text(before.macs, after.macs)
             counts = f"MACs {count_text(before.macs)} → {count_text(after.macs)}"
             lines.insert(0, f"{counts} ({saving})" if saving else counts)
-        console.print("; ".join(lines), markup=False, soft_wrap=True)
+        say_on(console, "; ".join(lines))
         for note in report.notes:
-            console.print(f"note: {note}", markup=False, soft_wrap=True)
-    style = {"passed": "green", "differ": "bold red"}.get(report.verdict, "yellow")
-    console.print(f"[{style}]{report.verdict}[/]: ", end="")
-    console.print(_summary(report), markup=False, soft_wrap=True)
+            say_on(console, f"note: {note}")
+    console.print(f"{verdict_text(report.verdict)}: ", end="")
+    say_on(console, _summary(report))
 
 
 def _summary(report: OptimizeReport) -> str:
@@ -166,7 +170,6 @@ def _print_verification(console: Console, check: Verification) -> None:
                 shown = [max(mine, key=lambda row: (row.difference or 0.0) / (row.tolerance or 1.0))]
             rows += [(what, row) for row in shown]
     for what, row in rows[:MAX_ROWS]:
-        style = {"passed": "green", "differ": "bold red"}.get(row.verdict, "yellow")
         table.add_row(
             cell(row.output),
             what,
@@ -176,15 +179,14 @@ def _print_verification(console: Console, check: Verification) -> None:
             difference_text(row.interior),
             difference_text(row.difference),
             difference_text(row.tolerance),
-            f"[{style}]{row.verdict}[/]" + (f": {cell(row.reason)}" if row.reason else ""),
+            verdict_text(row.verdict, row.reason),
         )
     if rows:
         console.print(table)
     if len(rows) > MAX_ROWS:
         console.print(f"{len(rows) - MAX_ROWS} more rows: --json FILE has them all")
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+    say = partial(say_on, console)
 
     if check.cases:
         say("compared at: " + "; ".join(size_text(case.size) for case in check.cases))

@@ -15,12 +15,12 @@ from msconv_deploy.cli.common import (
     QuietOption,
     SeedOption,
     VerboseOption,
+    check_places,
     progress_line,
     start,
 )
 from msconv_deploy.cli.terminal import say
 from msconv_deploy.errors import NotAvailableError
-from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from msconv_deploy.reporting.package import PackageReport
@@ -85,8 +85,7 @@ def command(
     folder that holds another model is refused.
     """
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    check_places([model], [json], force, others=[*([plan] if plan else []), *(plugin or [])])
     try:
         from msconv_deploy.serving.triton.package import PackageOptions, package_model
     except ModuleNotFoundError as error:
@@ -95,7 +94,7 @@ def command(
         raise NotAvailableError(
             f"this verb needs {error.name} for Triton's configuration format: pip install 'msconv-deploy[serve]'"
         ) from error
-    from msconv_deploy.validation import InputOptions, parse_range
+    from msconv_deploy.validation import InputOptions, parse_ranges
     from msconv_deploy.validation.input_shapes import parse_input_shapes
 
     options = PackageOptions(
@@ -110,7 +109,7 @@ def command(
         image=image,
         storage_uri=storage_uri,
         input_shapes=parse_input_shapes(input_shape or []),
-        inputs=InputOptions(seed=seed, ranges=dict(parse_range(text) for text in input_range or [])),
+        inputs=InputOptions(seed=seed, ranges=parse_ranges(input_range or [])),
         force=force,
     )
     with progress_line(quiet) as progress:

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msconv_deploy.cli.common import ForceOption, JsonOption, QuietOption, VerboseOption, progress_line, start
+from msconv_deploy.cli.common import (
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    check_places,
+    progress_line,
+    start,
+)
 from msconv_deploy.cli.terminal import say
-from msconv_deploy.files import check_writable
+from msconv_deploy.files import sidecar_path
 
 if TYPE_CHECKING:
     from msconv_deploy.reporting.plugin import PluginLibrary
@@ -54,8 +62,7 @@ def build(
 ) -> None:
     """Compile the plugin library. A second run compiles what has changed."""
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    check_places([], [output, None if output is None else sidecar_path(output), json], force)
     from msconv_deploy.plugin.build import build_plugin
 
     with progress_line(quiet) as progress:
@@ -85,8 +92,7 @@ def check(
 ) -> None:
     """Load plugin libraries into a TensorRT registry and list their creators, versions and fields. Needs no GPU."""
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    check_places([], [json], force, others=libraries or [])
     from msconv_deploy.plugin.check import check_library, find_libraries
     from msconv_deploy.reporting.plugin import PluginCheckReport
 

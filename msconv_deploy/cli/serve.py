@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,13 @@ from msconv_deploy.cli.common import (
     QuietOption,
     SeedOption,
     VerboseOption,
+    check_places,
     progress_line,
     start,
 )
 from msconv_deploy.cli.terminal import make_console
 from msconv_deploy.errors import BadInputError, NotAvailableError, OutputsDifferError, UnverifiedError
-from msconv_deploy.files import check_writable, sha256_of
+from msconv_deploy.files import sha256_of
 
 if TYPE_CHECKING:
     from msconv_deploy.reporting.serve import ServeReport
@@ -31,6 +33,15 @@ if TYPE_CHECKING:
     from msconv_deploy.serving.server import Server
 
 _MIB = 1 << 20
+_MOST_SECONDS = 86400.0
+_NO_NAME = "stats"  # /v2/models/stats is the place of the statistics
+
+
+def _number(value: float) -> float:
+    """Not NaN, which is neither below nor above any limit."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 class ProviderChoice(str, Enum):
@@ -70,7 +81,10 @@ def command(
         int, typer.Option("--max-batch", min=1, help="Most samples of several requests in one run; 1 joins none.")
     ] = 16,
     max_delay: Annotated[
-        float, typer.Option("--max-delay", min=0, max=1000, help="Milliseconds that a request waits for others.")
+        float,
+        typer.Option(
+            "--max-delay", min=0, max=1000, callback=_number, help="Milliseconds that a request waits for others."
+        ),
     ] = 0.0,
     queue: Annotated[
         int, typer.Option("--queue", min=1, help="Most requests that are accepted and not yet answered.")
@@ -79,7 +93,14 @@ def command(
         int, typer.Option("--max-body", metavar="MIB", min=1, max=2047, help="Largest request, in MiB.")
     ] = 64,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.001, help="Seconds for a request; and for one to begin.")
+        float,
+        typer.Option(
+            "--timeout",
+            min=0.001,
+            max=_MOST_SECONDS,
+            callback=_number,
+            help="Seconds for a request once its header is read; and for a header.",
+        ),
     ] = 30.0,
     connections: Annotated[int, typer.Option("--connections", min=1, help="Most connections of HTTP at a time.")] = 512,
     access_log: Annotated[
@@ -97,18 +118,19 @@ def command(
     The access log has one JSON object a line. SIGTERM finishes what is accepted; --json tells the ports.
     """
     start(quiet, verbose)
-    if json is not None:
-        check_writable(json, force)
+    # the access log is appended to: only what is read or written otherwise is no place for it
+    check_places([model], [json], force, others=plugin or [], possible=[access_log] if access_log else [])
     _require_packages()
     from msconv_deploy.serving.model import Model
     from msconv_deploy.serving.server import Server, serve
     from msconv_deploy.serving.service import Limits
 
+    name = _checked_name(name, model)
     _configure_access_log(access_log, quiet)
     limits = Limits(max_body * _MIB, timeout, queue, max_batch, max_delay / 1e3, connections)
     with _optimized(model, optimize, seed, quiet) as (path, what):
         chosen = None if provider is None else provider.value
-        loaded = Model(path, name or model.stem, chosen, threads, seed, plugin or [])
+        loaded = Model(path, name, chosen, threads, seed, plugin or [])
         server = Server(loaded, limits, host, port, grpc_port)
 
         def started(server: Server) -> None:
@@ -128,6 +150,23 @@ def _require_packages() -> None:
     for package in ("starlette", "uvicorn", "grpc", "tritonclient", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise NotAvailableError(f"msconv serve needs {package}: pip install 'msconv-deploy[serve]'")
+
+
+def _checked_name(name: str | None, model: Path) -> str:
+    """The model's name, which is a part of addresses.
+
+    Raises:
+        BadInputError: it is not fit for that.
+    """
+    from msconv_deploy.serving.triton.repository import check_name
+
+    if name is None:
+        name = model.absolute().stem
+    if name == _NO_NAME:
+        raise BadInputError(
+            f"model name {name!r}: /v2/models/{name} is the statistics' place; give another with --name"
+        )
+    return check_name(name)
 
 
 @contextmanager

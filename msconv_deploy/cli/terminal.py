@@ -5,10 +5,13 @@ A terminal obeys escape sequences: one in the name of a node could hide text, fo
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -63,11 +66,25 @@ class PrintableFormatter(logging.Formatter):
         return line(super().format(record))
 
 
+STYLES = {"passed": "green", "differ": "bold red", "unverified": "yellow"}
+"""Colour of a verdict."""
+
+
+def verdict_text(verdict: str, reason: str = "") -> str:
+    """A verdict in its colour, as rich's markup, and why."""
+    return f"[{STYLES[verdict]}]{verdict}[/]" + (f": {cell(reason)}" if reason else "")
+
+
+def say_on(console: Console, text: str) -> None:
+    """Print a line of plain text on a console, however long it is."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def make_console(stderr: bool = False) -> Console:
     """A console as wide as the terminal, or wide enough for tables where there is none, that prints :func:`printable` text."""
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False)  # a name may hold :ok:
     if not console.is_terminal:
         console.width = _WIDTH
     console.push_render_hook(cast("RenderHook", _Hook()))
@@ -92,3 +109,57 @@ class _Printable:
 
         for segment in console.render(self.inner, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class _Tolerant(io.FileIO):
+    """A stream of the process that goes on when nobody takes what is written.
+
+    The reader of a pipe may have gone (``msconv ... | head -1``), or a disk be full. What was computed is right all the same,
+    and so the exit code is the verb's own: what is left to print goes nowhere.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(super().write(data) or 0)
+        except BrokenPipeError:
+            pass  # nothing to tell it
+        except OSError as error:
+            self.failure = error
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+        return len(memoryview(data).cast("B"))
+
+
+class Streams:
+    """The two output streams of the process, made fit for whatever is printed, and what became of them."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, _Tolerant] = {}
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if not isinstance(stream, io.TextIOWrapper):
+                continue
+            stream.flush()
+            try:
+                file = _Tolerant(stream.fileno(), "w", closefd=False)
+            except OSError:  # closed
+                continue
+            self._files[name] = file
+            text = io.TextIOWrapper(
+                io.BufferedWriter(file),
+                encoding=stream.encoding,
+                errors="backslashreplace",  # names of any script, on terminals that know only one
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, text)
+
+    def failure(self) -> OSError | None:
+        """Flush, and say what kept standard output from being written: not that its reader is gone."""
+        for name in self._files:
+            getattr(sys, name).flush()
+        file = self._files.get("stdout")
+        return None if file is None else file.failure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +17,13 @@ from msconv_deploy.cli.common import (
     QuietOption,
     SeedOption,
     VerboseOption,
+    check_places,
     progress_line,
     start,
 )
 from msconv_deploy.cli.memory import bound_memory
-from msconv_deploy.cli.terminal import cell, make_console
+from msconv_deploy.cli.terminal import cell, make_console, say_on, verdict_text
 from msconv_deploy.errors import BadInputError, ExitCode
-from msconv_deploy.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from msconv_deploy.validation import ValidationOptions
 
 MAX_ROWS = 60
+BUILD_FOLDER = "build"
+"""Where exports go, below the folder that the program is started in."""
 
 
 class Optimization(str, Enum):
@@ -41,6 +45,13 @@ class Optimization(str, Enum):
     basic = "basic"
     extended = "extended"
     all = "all"
+
+
+def _finite(value: float | None) -> float | None:
+    """A tolerance that everything passes verifies nothing."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a tolerance: give a finite number")
+    return value
 
 
 def command(
@@ -53,7 +64,8 @@ def command(
         typer.Option(
             "--recipe",
             metavar="RECIPE.toml",
-            help="Compare with the PyTorch module of this recipe; default: the one that MODEL.json names.",
+            help="Compare with the PyTorch module of this recipe; default, for a MODEL in build/: the "
+            "one of this folder that MODEL.json names.",
         ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", help="Instead of the recipe's.")] = None,
@@ -73,7 +85,9 @@ def command(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0.0, help="Largest max|a-b| / max|b|; default: from dtype and depth."),
+        typer.Option(
+            "--tolerance", min=0.0, callback=_finite, help="Largest max|a-b| / max|b|; default: from dtype and depth."
+        ),
     ] = None,
     inputs: Annotated[
         list[Path] | None, typer.Option("--inputs", metavar="FILE.npz", help="Inputs by name; repeatable.")
@@ -104,19 +118,22 @@ def command(
     start(quiet, verbose)
     if "trt" not in (runtimes or ""):  # a GPU's driver reserves more addresses than there is memory
         bound_memory()
-    if json is not None:
-        check_writable(json, force)
+    others = [path for path in (recipe, checkpoint, *(inputs or [])) if path is not None]
+    read = [model, *([reference] if reference is not None else [])]
+    check_places(read, [json], force, others=[*others, model.with_name(f"{model.stem}.json")])
+    if save is not None:
+        _check_results(save, [*read, *others], json)
     if reference is not None and (recipe is not None or checkpoint is not None):
         raise BadInputError("--reference compares two ONNX files: leave out --recipe and --checkpoint")
     from msconv_deploy.runtimes import Settings
-    from msconv_deploy.validation import InputOptions, ValidationOptions, parse_range, parse_size
+    from msconv_deploy.validation import InputOptions, ValidationOptions, parse_ranges, parse_size
 
     options = ValidationOptions(
         runtimes=[name.strip() for name in runtimes.split(",")] if runtimes is not None else None,
         inputs=InputOptions(
             sizes=[parse_size(text) for text in size or []],
             seed=seed,
-            ranges=dict(parse_range(text) for text in input_range or []),
+            ranges=parse_ranges(input_range or []),
             files=inputs or [],
         ),
         settings=Settings(threads=threads, optimization=optimization.value, plugins=plugin or []),
@@ -139,6 +156,15 @@ def command(
     return int(_exit_code(report, rtx))
 
 
+def _check_results(folder: Path, inputs: list[Path], json: Path | None) -> None:
+    """What is saved replaces neither an input nor the report."""
+    from msconv_deploy.validation.results import is_result
+
+    for path in (*inputs, *([json] if json is not None else [])):
+        if is_result(path, folder):
+            raise BadInputError(f"{path}: results are saved under such names in {folder}; choose another --save DIR")
+
+
 def _against_recipe(
     model: Path,
     recipe_path: Path | None,
@@ -153,7 +179,9 @@ def _against_recipe(
     from msconv_deploy.validation.graph import read_graph
 
     graph = read_graph(model)  # what is wrong with the file is said before anything else is looked for
-    recipe_path = recipe_path or _recipe_of(model)
+    if recipe_path is None:
+        recipe_path = _recipe_of(model)
+        progress(f"recipe: {recipe_path} (named by {model.stem}.json)")
     exporting = import_exporting()
     recipe = exporting.load_recipe(recipe_path)
     if checkpoint is not None:
@@ -168,24 +196,44 @@ def _against_recipe(
 
 
 def _recipe_of(model: Path) -> Path:
-    """The recipe that the sidecar ``<stem>.json`` of an exported file names, relative to itself."""
+    """The recipe that the sidecar ``<stem>.json`` of an exported file names, relative to itself.
+
+    A recipe names code, which is run, and files that lie beside a model may come from strangers. So the sidecar is believed
+    only where `msconv export` puts it: in build/ of the folder that the program is started in. And the recipe must be one of
+    that folder's own: below it, outside of build/, and no link leads out.
+    """
     import json
 
-    sidecar = model.with_suffix(".json")
+    sidecar = model.with_name(f"{model.stem}.json")
     advice = "give --reference OTHER.onnx or --recipe RECIPE.toml"
     if not sidecar.is_file():
         raise BadInputError(f"{model}: nothing to compare with: there is no {sidecar.name} beside it; {advice}")
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise BadInputError(f"{sidecar}: is nested too deeply to be the sidecar of an export; {advice}") from None
+    except (ValueError, OSError) as error:
         raise BadInputError(f"{sidecar}: is not a JSON file ({error}); {advice}") from None
     named = content.get("recipe") if isinstance(content, dict) else None
     if not isinstance(named, str):
         raise BadInputError(f"{sidecar}: names no recipe; {advice}")
-    path = sidecar.parent / named
-    if not path.is_file():
+    here = Path.cwd().resolve()
+    built = here / BUILD_FOLDER
+    try:
+        path = (sidecar.parent / named).resolve()
+        present = path.is_file()
+        own = sidecar.resolve().is_relative_to(built) and path.is_relative_to(here) and not path.is_relative_to(built)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a link to itself, a zero byte
+        raise BadInputError(f"{sidecar}: its recipe cannot be looked for ({error}); {advice}") from None
+    if not own:
+        raise BadInputError(
+            f"{sidecar}: names the recipe {named}, which is not followed unasked: a recipe runs the code that it names, and a "
+            f"sidecar is believed only in {BUILD_FOLDER}/ of the folder that msconv is started in, about a recipe in that "
+            "folder. If you trust it, pass --recipe PATH to compare with PyTorch; or give --reference OTHER.onnx"
+        )
+    if not present:
         raise BadInputError(f"{sidecar}: its recipe {named} is not there any more; {advice}")
-    return path
+    return path.relative_to(here)
 
 
 def _exit_code(report: ValidationReport, rtx: bool | None) -> ExitCode:
@@ -208,9 +256,8 @@ def _print(report: ValidationReport, quiet: bool) -> None:
     if not quiet:
         _print_comparisons(console, report)
         _print_notes(console, report)
-    style = {"passed": "green", "differ": "bold red"}.get(report.verdict, "yellow")
-    console.print(f"[{style}]{report.verdict}[/]: ", end="")
-    console.print(_summary(report), markup=False, soft_wrap=True)
+    console.print(f"{verdict_text(report.verdict)}: ", end="")
+    say_on(console, _summary(report))
 
 
 def _summary(report: ValidationReport) -> str:
@@ -230,7 +277,6 @@ def _print_comparisons(console: Console, report: ValidationReport) -> None:
     for heading in ("runtime", "size", "output", "dtype", "border", "interior", "tolerance", "verdict"):
         table.add_column(heading, justify="right" if heading in ("border", "interior", "tolerance") else "left")
     for row in sorted(report.comparisons, key=lambda c: c.verdict == "passed")[:MAX_ROWS]:
-        style = {"passed": "green", "differ": "bold red"}.get(row.verdict, "yellow")
         whole = row.border is None
         table.add_row(
             cell(row.runtime),
@@ -240,7 +286,7 @@ def _print_comparisons(console: Console, report: ValidationReport) -> None:
             "exact" if row.exact and row.difference is not None else _number(row.difference if whole else row.border),
             "" if whole else "none" if row.interior is None else _number(row.interior),
             _number(row.tolerance),
-            f"[{style}]{row.verdict}[/]" + (f": {cell(row.reason)}" if row.reason else ""),
+            verdict_text(row.verdict, row.reason),
         )
     console.print(table)
     console.print("border, interior: max|a-b| over these pixels / max|b| over the tensor, b the reference")
@@ -251,8 +297,7 @@ def _print_comparisons(console: Console, report: ValidationReport) -> None:
 def _print_notes(console: Console, report: ValidationReport) -> None:
     from msconv_deploy.validation import size_text
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+    say = partial(say_on, console)
 
     for refused in report.refused:
         say(f"not compared: the reference does not run at {size_text(refused.size)}: {refused.reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from msconv_deploy.errors import BadInputError, BuildFailedError, UnverifiedErro
 from msconv_deploy.exporting.model import check_example, example_inputs, load_model
 from msconv_deploy.exporting.recipe import FormName, Precision, Recipe
 from msconv_deploy.exporting.tracing import trace
-from msconv_deploy.files import check_writable, sha256_of
+from msconv_deploy.files import check_outputs, sha256_of
 from msconv_deploy.model_files import parameter_count, read_model, write_model
 from msconv_deploy.ops.forms import Form, convert_form, default_opset
 from msconv_deploy.reporting.export import Artefact, Sidecar
@@ -32,6 +32,48 @@ Progress = Callable[[str], None]
 def artefact_path(recipe: Recipe, form: FormName, precision: Precision, output_dir: Path | str) -> Path:
     """``<output_dir>/<recipe>/<recipe>.<form>.<dtype>.onnx``."""
     return Path(output_dir) / recipe.name / f"{recipe.name}.{form}.{precision}.onnx"
+
+
+def artefact_paths(recipe: Recipe, output_dir: Path | str) -> list[Path]:
+    """Every ONNX file that a recipe becomes."""
+    return [
+        artefact_path(recipe, form, precision, output_dir)
+        for precision in recipe.export.precision
+        for form in recipe.export.forms
+    ]
+
+
+def recipe_files(recipe: Recipe) -> list[Path]:
+    """What an export reads: the recipe, its checkpoint, and its module where that is a file."""
+    place = recipe.model.module.rpartition(":")[0]
+    module = [recipe.path.parent / place] if place.endswith(".py") else []
+    return [recipe.path, recipe.checkpoint, *module]
+
+
+def check_artefacts(recipes: Sequence[Recipe], output_dir: Path | str, json: Path | None, force: bool) -> None:
+    """Refuse, before any work is done, places that cannot be written to, that hold an input, or that two files share.
+
+    Args:
+        json: the report over all artefacts.
+
+    Raises:
+        BadInputError: naming the place; or two recipes have one name, and so the same artefacts.
+    """
+    named: dict[str, Recipe] = {}
+    for recipe in recipes:
+        other = named.setdefault(recipe.name, recipe)
+        if other is not recipe:
+            raise BadInputError(
+                f"{recipe.path} and {other.path}: both are called {recipe.name}, and so would be their artefacts in "
+                f"{Path(output_dir) / recipe.name}: export them one by one, each with its own --output-dir"
+            )
+    artefacts = [path for recipe in recipes for path in artefact_paths(recipe, output_dir)]
+    check_outputs(
+        [file for recipe in recipes for file in recipe_files(recipe)],
+        [*artefacts, *(path.with_suffix(".json") for path in artefacts), json],
+        force,
+        possible=[path.with_name(f"{path.name}.data") for path in artefacts],
+    )
 
 
 def export_recipe(
@@ -67,11 +109,7 @@ def export_recipe(
             f"{recipe.path}: opset {opset} is newer than the installed ONNX Runtime runs, which is {newest}: "
             "ask for that one, or install a newer onnxruntime"
         )
-    for precision in precisions:
-        for form in forms:
-            path = artefact_path(recipe, form, precision, output_dir)
-            check_writable(path, force)
-            check_writable(path.with_suffix(".json"), force)
+    check_artefacts([recipe], output_dir, None, force)
     sidecars = []
     for precision in precisions:
         progress(f"{recipe.name} {precision}: exporting ({recipe.export.exporter}, opset {opset})")

@@ -21,6 +21,7 @@ Paths are relative to the recipe.
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,10 @@ OPSETS: dict[str, tuple[int, int]] = {"dynamo": (17, 28), "legacy": (17, 23)}
 """Exporter -> oldest and newest opset that it writes (torch 2.13)."""
 
 
+_MOST_ELEMENTS = 1 << 31
+"""Of one input: 8 GiB in float32."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -57,6 +62,9 @@ class ModelSection(_Section):
     def _has_class(cls, value: str) -> str:
         if value.count(":") != 1 or not all(value.split(":")):
             raise ValueError('must be "file.py:Class" or "package.module:Class"')
+        place = value.partition(":")[0]
+        if not place.endswith(".py") and not all(part.isidentifier() for part in place.split(".")):
+            raise ValueError(f"{place!r} is neither a file NAME.py nor the dotted name of a package or module")
         return value
 
 
@@ -83,6 +91,20 @@ class ExportSection(_Section):
     forms: list[FormName] = Field(default=["portable", "fused", "plugin"], min_length=1)
     precision: list[Precision] = Field(default=["fp32", "fp16"], min_length=1)
     outputs: list[str] = Field(default=["y"], min_length=1)
+
+    @field_validator("forms", "precision")
+    @classmethod
+    def _once(cls, value: list[Any]) -> list[Any]:
+        return list(dict.fromkeys(value))
+
+    @field_validator("outputs")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        if any(not name.strip() for name in value):
+            raise ValueError("an output needs a name")
+        if twice := [name for name in dict.fromkeys(value) if value.count(name) > 1]:
+            raise ValueError(f"{', '.join(twice)} is named twice")
+        return value
 
 
 class ValidationSection(_Section):
@@ -121,10 +143,23 @@ class Recipe(_Section):
             raise ValueError(
                 f"example: {', '.join(small)} must be at least 2: an exporter takes an extent of 1 for a constant"
             )
+        if both := [name for name in self.export.outputs if name in self.inputs]:
+            raise ValueError(f"export.outputs: {', '.join(both)} is an input: an output needs a name of its own")
         for size in self.validation.sizes:
             if set(size) != set(used):
                 raise ValueError(f"validation.sizes: {size} must give an extent to each of {', '.join(used)}")
+        for where, size in (("example", self.example), *(("validation.sizes", s) for s in self.validation.sizes)):
+            self._check_size(where, size)
         return self
+
+    def _check_size(self, where: str, size: dict[str, int]) -> None:
+        """Extents of at least 1, and inputs that a machine can hold."""
+        if wrong := [d for d, n in size.items() if n < 1]:
+            raise ValueError(f"{where}: {', '.join(wrong)} must be at least 1")
+        for name, spec in self.inputs.items():
+            elements = math.prod(size[d] if isinstance(d, str) else d for d in spec.shape)
+            if elements > _MOST_ELEMENTS:
+                raise ValueError(f"{where}: input {name} would have {elements:,} values: too many to run")
 
     @property
     def name(self) -> str:

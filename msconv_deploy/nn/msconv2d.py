@@ -220,10 +220,9 @@ class MSConv2d(nn.Module):
         check_sources(self.config, shapes, self._channels)
         output_shape(self.config, shapes, self.out_channels)  # refuses an image smaller than the kernel
         dtype = self.weights[self.config.source_names[0]].dtype
-        if not torch.is_autocast_enabled():
-            for name, source in sources.items():
-                if source.dtype != dtype:
-                    raise BadInputError(f"MSConv2d: source {name} is {source.dtype}, but the weights are {dtype}")
+        for name, source in sources.items():
+            if source.dtype != dtype and not torch.is_autocast_enabled(source.device.type):
+                raise BadInputError(f"MSConv2d: source {name} is {source.dtype}, but the weights are {dtype}")
 
     def _load_from_state_dict(
         self,

@@ -52,7 +52,9 @@ def windowed_mean(x: Tensor, index: Tensor, window: int, dim: int = 1, ends: End
     if ends == "cut":
         return (total / (end - first + 1)).to(x.dtype)
     missing_before, missing_after = first - (index - before), (index + after) - end
-    total = total + x.select(dim, 0).to(wide) * missing_before + x.select(dim, -1).to(wide) * missing_after
+    for end_slice, missing in ((x.select(dim, 0), missing_before), (x.select(dim, -1), missing_after)):
+        # Not by the factor 0 alone: an infinite value outside of the window is no part of the mean.
+        total = total + (end_slice.to(wide) * missing).masked_fill(missing == 0, 0)
     return (total / window).to(x.dtype)
 
 

@@ -56,6 +56,30 @@ class Activation(IntEnum):
     CLIP = 6
 
 
+_LISTS = ("sources", "kernel_shape", "strides", "dilations", "pads")
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """An attribute out of a file has whatever type the file gives it.
+
+    Raises:
+        BadInputError: it is not the attribute's.
+    """
+    if name in _LISTS or name == "activation_params":
+        kind, what = (int, "integers") if name in _LISTS else ((int, float), "numbers")
+        fits = isinstance(value, (list, tuple)) and all(isinstance(v, kind) for v in value)
+    else:
+        what, fits = "an integer", isinstance(value, int)
+    if not fits:
+        what = what if what == "an integer" else f"a list of {what}"
+        raise BadInputError(f"MSConv2d: {name} must be {what}, but is {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return repr(text)[:80]
+
+
 @dataclass(frozen=True)
 class MSConv2dConfig:
     """All attributes of one MSConv2d. Field names are the ONNX attribute names.
@@ -171,6 +195,8 @@ class MSConv2dConfig:
         missing = {"sources", "kernel_shape"} - set(attributes)
         if missing:
             raise BadInputError(f"MSConv2d: attribute {', '.join(sorted(missing))} is missing")
+        for name in known & set(attributes):
+            _check_kind(name, attributes[name])
         return cls(**{name: value for name, value in attributes.items() if name in known})
 
     @property

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, inliner
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION, OP_TYPE, PLUGIN_ATTRIBUTES
+from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION, OP_TYPE, PLUGIN_ATTRIBUTES, MSConv2dConfig
 from msconv_deploy.ops.functions import MIN_IR_VERSION, function_for
 from msconv_deploy.ops.schema import configuration_of_node
 
@@ -71,7 +71,8 @@ def convert_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A copy of the model in the given form. Graph inputs, outputs and metadata stay as they are.
 
     Raises:
-        BadInputError: from portable to another form, or an MSConv2d node is malformed.
+        BadInputError: from portable to another form, an MSConv2d node is malformed, or its function is not that of its
+            attributes.
     """
     present = form_of(model)
     if present == form:
@@ -93,13 +94,19 @@ def _to_fused(model: onnx.ModelProto) -> onnx.ModelProto:
     fused = onnx.ModelProto()
     fused.CopyFrom(model)
     opset = default_opset(model)
+    own = {f.name: f for f in model.functions if f.domain == DOMAIN and _function_opset(f) == opset}
     functions: dict[str, onnx.FunctionProto] = {}
     for node in msconv_nodes(fused):
-        config = configuration_of_node(node)
+        config = _configuration(node)
         _set_attributes(node, config.attributes())
         node.op_type = config.function_name
+        if config.function_name in own:  # a body that is there is what has been computed so far
+            functions[config.function_name] = own[config.function_name]
         if config.function_name not in functions:
-            functions[config.function_name] = function_for(config, opset)
+            try:
+                functions[config.function_name] = function_for(config, opset)
+            except BadInputError as error:
+                raise BadInputError(f"node {node.name or node.output[0]!r}: {error}") from error
     kept = [f for f in fused.functions if f.domain != DOMAIN]
     del fused.functions[:]
     fused.functions.extend([*functions.values(), *kept])
@@ -108,11 +115,31 @@ def _to_fused(model: onnx.ModelProto) -> onnx.ModelProto:
     return fused
 
 
+def _function_opset(function: onnx.FunctionProto) -> int:
+    """Version of the default domain in a function's body; 0 if it does not say."""
+    return next((entry.version for entry in function.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _configuration(node: onnx.NodeProto) -> MSConv2dConfig:
+    """What a node computes, by its attributes. In fused form that is what its function computes, which is named by them.
+
+    Raises:
+        BadInputError: the node is malformed, or the function that it calls is that of other attributes.
+    """
+    config = configuration_of_node(node)
+    if node.op_type not in (OP_TYPE, config.function_name):
+        raise BadInputError(
+            f"node {node.name or node.output[0]!r}: it calls {node.op_type}, but the function of its attributes is "
+            f"{config.function_name}: which of them is meant cannot be known. Correct the attributes, or export the model anew"
+        )
+    return config
+
+
 def _to_plugin(model: onnx.ModelProto) -> onnx.ModelProto:
     plugin = onnx.ModelProto()
     plugin.CopyFrom(model)
     for node in msconv_nodes(plugin):
-        _set_attributes(node, configuration_of_node(node).attributes() | PLUGIN_ATTRIBUTES)
+        _set_attributes(node, _configuration(node).attributes() | PLUGIN_ATTRIBUTES)
         node.op_type = OP_TYPE
     kept = [f for f in plugin.functions if f.domain != DOMAIN]
     del plugin.functions[:]

@@ -9,18 +9,27 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
+from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops import lowerings
+from msconv_deploy.ops.border_classes import range_grid
 from msconv_deploy.ops.configuration import DOMAIN, MSConv2dConfig
 from msconv_deploy.ops.node_builder import NodeBuilder
 
 MIN_IR_VERSION = 8  # model-local functions
+
+_MOST_TABLE = 1 << 22
+"""Entries of the membership table of one axis: a kernel of 255 taps, padded to the same size, has 4.2 million."""
 
 
 def function_for(config: MSConv2dConfig, opset: int) -> onnx.FunctionProto:
     """The function of a configuration, its body in the given opset of the default domain.
 
     All value names start with the function's name, so that two bodies never meet after inlining by a simple tool.
+
+    Raises:
+        BadInputError: a table of border classes would be larger than any convolution needs.
     """
+    _check_tables(config)
     name = config.function_name
     builder = NodeBuilder(name, opset)
     inputs = [builder.name(i) for i in config.input_names]
@@ -37,3 +46,17 @@ def function_for(config: MSConv2dConfig, opset: int) -> onnx.FunctionProto:
         attributes=list(config.attributes()),
         doc_string="Portable body of msconv::MSConv2d for one set of attributes; see docs/spec.md of msconv-deploy.",
     )
+
+
+def _check_tables(config: MSConv2dConfig) -> None:
+    for axis, word in ((config.rows, "rows"), (config.columns, "columns")):
+        if not config.has_border(axis):
+            continue
+        grid = range_grid(axis)
+        rows = (grid.first_max + 1) * grid.last_count
+        if rows * axis.kernel > _MOST_TABLE:
+            raise BadInputError(
+                f"MSConv2d: a kernel of {axis.kernel} {word} with padding {axis.pad_before}+{axis.pad_after} has {rows:,} "
+                f"border classes, a table of {rows * axis.kernel:,} entries: more than {_MOST_TABLE:,} are not written. "
+                "Use a smaller kernel or less padding"
+            )

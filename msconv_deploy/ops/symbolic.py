@@ -13,6 +13,17 @@ Dim = int | str
 Size = dict[str, int]
 """Extent by symbol."""
 
+_LONGEST = 300
+"""Characters of an expression: no exporter writes longer ones, and Python's parser is not made for those of strangers."""
+
+
+_MOST = 1 << 62
+"""Extents are 64-bit integers."""
+
+
+class NotAnExtentError(BadInputError):
+    """A dimension has no value under some size, though it may have one under another."""
+
 
 def names_in(dim: Dim) -> list[str]:
     """The symbols that a dimension is computed from, in order of appearance; none for a static extent."""
@@ -26,9 +37,11 @@ def names_in(dim: Dim) -> list[str]:
 
 def _parse(dim: str) -> ast.expr | None:
     """The expression, or None if the text is to be taken as one name (such as ``x[2]`` or ``unk__7``)."""
+    if len(dim) > _LONGEST:
+        return None
     try:
         tree = ast.parse(dim, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a zero byte, nesting: a name and nothing else
         return None
     allowed = (ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.operator, ast.unaryop, ast.expr_context)
     return tree if all(isinstance(n, allowed) for n in ast.walk(tree)) else None
@@ -38,7 +51,8 @@ def extent(dim: Dim, size: Mapping[str, int]) -> int:
     """Value of a dimension under a size.
 
     Raises:
-        BadInputError: a symbol has no value, or the expression has no whole positive value.
+        BadInputError: a symbol has no value.
+        NotAnExtentError: the expression has no whole value of at least 0, or cannot be computed.
     """
     if isinstance(dim, int):
         return dim
@@ -47,12 +61,13 @@ def extent(dim: Dim, size: Mapping[str, int]) -> int:
         value = size[dim] if tree is None else _evaluate(tree, size)
     except KeyError as error:
         raise BadInputError(f"dimension {dim}: no extent is given for {error.args[0]}") from None
-    except (ZeroDivisionError, TypeError):
-        raise BadInputError(
+    except (ArithmeticError, TypeError, ValueError, RecursionError):
+        raise NotAnExtentError(
             f"dimension {dim}: cannot be computed for {size_text(size)}; give the inputs as a file"
         ) from None
-    if value != int(value) or value < 0:
-        raise BadInputError(f"dimension {dim} is {value} for {size_text(size)}: not an extent")
+    if not 0 <= value < _MOST or value != int(value):  # NaN compares with nothing
+        what = value if -_MOST < value < _MOST else "out of range"
+        raise NotAnExtentError(f"dimension {dim} is {what} for {size_text(size)}: not an extent")
     return int(value)
 
 
@@ -74,6 +89,8 @@ def _evaluate(node: ast.expr, size: Mapping[str, int]) -> float:
                 return left * right
             case ast.FloorDiv():
                 return left // right
+            case ast.Mod():
+                return left % right
             case ast.Div():
                 return left / right
     raise TypeError(ast.dump(node))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 
 from msconv_deploy import __version__
 from msconv_deploy.files import write_text
@@ -29,6 +31,15 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def _encodable(value: Any) -> Any:
+    """The value with every text such that UTF-8 can hold it: what it cannot becomes a replacement character."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
+    return [_encodable(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 class Report(Model):
     """Base of the reports of all verbs. Subclasses narrow ``verb`` to a literal, which tells them apart."""
 
@@ -43,7 +54,10 @@ class Report(Model):
 
     def to_json(self) -> str:
         """Indented JSON. Numbers that JSON does not know (NaN, infinity) never occur: fields hold null instead."""
-        return self.model_dump_json(indent=2) + "\n"
+        try:
+            return self.model_dump_json(indent=2) + "\n"
+        except PydanticSerializationError:  # a name of a file that is no UTF-8: Python has surrogates for its bytes
+            return json.dumps(_encodable(self.model_dump()), indent=2, ensure_ascii=False) + "\n"
 
     def write(self, path: Path | str, force: bool = False) -> None:
         """Write the JSON atomically.

@@ -79,6 +79,8 @@ def make_session(
     if settings.threads is not None:
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
+    check_name(path)
+    run_limit()  # a wrong one is not the file's fault
     source: str | bytes = str(path)
     if model is not None:
         options.add_session_config_entry(_EXTERNAL_DATA_FOLDER, str(Path(path).resolve().parent))
@@ -87,6 +89,20 @@ def make_session(
         return _BoundedSession(source, options, providers=[settings.provider])
     except Exception as error:  # its exception classes have no common base
         raise _explained(path, error) from None
+
+
+def check_name(path: Path | str) -> None:
+    """ONNX Runtime takes text, and the system takes any bytes for a name.
+
+    Raises:
+        BadInputError: the name, or that of a folder above, is no UTF-8.
+    """
+    try:
+        str(Path(path).resolve()).encode()
+    except UnicodeEncodeError:
+        raise BadInputError(
+            f"{path}: its name is no UTF-8, which ONNX Runtime needs: give the file another one"
+        ) from None
 
 
 def run_limit() -> float:

@@ -4,7 +4,7 @@ Importing this package imports onnx and NumPy; torch, ONNX Runtime and Polygraph
 """
 
 from msconv_deploy.ops.symbolic import size_text
-from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_size
+from msconv_deploy.validation.inputs import InputOptions, parse_range, parse_ranges, parse_size
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.tolerance import policy_tolerance
 from msconv_deploy.validation.validate import (
@@ -16,6 +16,7 @@ __all__ = [
     "InputOptions",
     "ValidationOptions",
     "parse_range",
+    "parse_ranges",
     "parse_size",
     "policy_tolerance",
     "size_text",

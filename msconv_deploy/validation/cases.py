@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msconv_deploy.ops.symbolic import size_text
+from msconv_deploy.ops.symbolic import NotAnExtentError, Size, size_text
 from msconv_deploy.reporting import Case, RefusedCase
 from msconv_deploy.validation.difference import TensorDifference, difference
 from msconv_deploy.validation.graph import OnnxGraph
@@ -67,25 +67,40 @@ class OutputTolerance:
     usable: bool
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A runtime did not run on a set of inputs.
+
+    Attributes:
+        reason: what it said.
+        unverified: it was stopped (time, memory): that says nothing about the model.
+    """
+
+    reason: str
+    unverified: bool = False
+
+
 @dataclass
 class UsableCase:
     """A set of inputs that the reference runs on.
 
     Attributes:
         expected: outputs of the reference.
-        own: outputs of the noise runner; None if there is none, or if it failed (``own_failure``).
+        own: outputs of the noise runner; None if there is none, or if it failed: see ``own_failure``.
         noise: difference of the two by output.
         tolerances: by output.
         results: runtime -> outputs, filled while runtimes are compared.
+        failures: runtime -> why it did not run.
     """
 
     inputs: Inputs
     expected: IterationResult
     own: IterationResult | None = None
-    own_failure: str = ""
+    own_failure: Failure | None = None
     noise: dict[str, TensorDifference] = field(default_factory=dict)
     tolerances: dict[str, OutputTolerance] = field(default_factory=dict)
     results: dict[str, IterationResult] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
 
     def describe(self) -> Case:
         shapes = {name: list(array.shape) for name, array in self.inputs.arrays.items()}
@@ -99,8 +114,8 @@ def collect(
     usable: list[UsableCase] = []
     refused: list[RefusedCase] = []
 
-    def attempt(inputs: Inputs) -> None:
-        found = _try(graph, reference, options, inputs)
+    def attempt(inputs: Inputs | RefusedCase) -> None:
+        found = inputs if isinstance(inputs, RefusedCase) else _try(graph, reference, options, inputs)
         if isinstance(found, RefusedCase):
             refused.append(found)
         else:
@@ -121,26 +136,40 @@ def tensor_tolerance(graph: OnnxGraph, options: ValidationOptions, name: str) ->
     return options.tolerance if options.tolerance is not None else graph.tolerance(name)
 
 
-def _wanted(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs]:
-    """The user's files and sizes, and the default sizes if they are wanted; no size twice."""
+def _wanted(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs | RefusedCase]:
+    """The user's files and sizes, and the default sizes if they are wanted; no size twice.
+
+    Default sizes are nobody's wish: one that gives a derived dimension (``H - 5``) no extent is refused like those that the
+    reference refuses. A size that the user gave is an error then.
+    """
     index = 0
     for path in options.inputs.files:
         yield from_file(graph.inputs, Path(path), options.inputs, index)
         index += 1
     sizes = [complete_size(size, graph.inputs) for size in options.inputs.sizes]
-    if options.inputs.wants_defaults:
-        sizes += [size for size in default_sizes(graph.inputs) if size not in sizes]
     for size in sizes:
         yield generate(graph.inputs, size, options.inputs, index)
         index += 1
+    if options.inputs.wants_defaults:
+        for size in default_sizes(graph.inputs):
+            if size not in sizes:
+                yield _at_default(graph, size, options, index)
+                index += 1
 
 
-def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs]:
+def _at_default(graph: OnnxGraph, size: Size, options: ValidationOptions, index: int) -> Inputs | RefusedCase:
+    try:
+        return generate(graph.inputs, size, options.inputs, index)
+    except NotAnExtentError as error:
+        return RefusedCase(size=size, reason=str(error))
+
+
+def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs | RefusedCase]:
     """The larger default sizes, numbered from ``index``; none for a model of static shapes."""
     tried = {size_text(size) for size in (*default_sizes(graph.inputs), *options.inputs.sizes)}
     for number, size in enumerate(default_sizes(graph.inputs, larger=True), index):
         if size_text(size) not in tried:
-            yield generate(graph.inputs, size, options.inputs, number)
+            yield _at_default(graph, size, options, number)
 
 
 def _try(
@@ -156,7 +185,7 @@ def _try(
         try:
             case.own = run(reference.noise_runner, reference.feed(inputs))
         except RunnerFailed as failure:
-            case.own_failure = str(failure)
+            case.own_failure = failure.kind
         else:
             case.noise = {n: difference(np.asarray(case.own[n]), np.asarray(case.expected[n])) for n in case.own}
     for name in case.expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from polygraphy.comparator import Comparator, IterationResult, RunResults
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
+from msconv_deploy.errors import NotAvailableError, UnverifiedError
+from msconv_deploy.validation.cases import Failure
 from msconv_deploy.validation.difference import TensorDifference, difference
 from msconv_deploy.validation.inputs import Inputs
 
@@ -23,6 +26,10 @@ Outputs = Mapping[str, np.ndarray]
 
 class RunnerFailed(Exception):  # noqa: N818  (an outcome that the caller records, not an error for the user)
     """A runner raised on one set of inputs. ``str()`` is the first line of what it said."""
+
+    def __init__(self, kind: Failure) -> None:
+        super().__init__(kind.reason)
+        self.kind = kind
 
 
 @contextmanager
@@ -44,7 +51,8 @@ def run(runner: BaseRunner, inputs: Inputs) -> IterationResult:
     except (Exception, PolygraphyException) as error:  # whatever a user's forward or a runtime raises is the finding
         logger.info("%s on %s: %s", runner.name, inputs.size, error)
         lines = str(error).strip().splitlines() or [""]
-        raise RunnerFailed(f"{type(error).__name__}: {lines[0][:300]}") from error
+        stopped = isinstance(error, (UnverifiedError, NotAvailableError, MemoryError))
+        raise RunnerFailed(Failure(f"{type(error).__name__}: {lines[0][:300]}", stopped)) from error
     outputs: IterationResult = results[0][1][0]
     return outputs
 
@@ -71,7 +79,9 @@ def compare(
 ) -> dict[str, TensorDifference]:
     """Difference of every output of the reference, computed inside ``Comparator.compare_accuracy``."""
     results = RunResults([(tested.runner_name, [tested]), (reference.runner_name, [reference])])
-    with _quiet(), np.errstate(all="ignore"):  # its statistics of NaN and infinity warn
+    # Its statistics of NaN, of infinity and of nothing warn.
+    with _quiet(), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         Comparator.compare_accuracy(results, comparisons=[(0, 1)], compare_func=function)
     return function.differences
 

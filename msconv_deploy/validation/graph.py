@@ -6,7 +6,7 @@ Weights in external files are never loaded: the analysis needs shapes and types,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +90,30 @@ _EXACT = frozenset(
         "Xor",
     }
 )
+_SUMS = frozenset(
+    {
+        "CumSum",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LogSoftmax",
+        "LpNormalization",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "ReduceMean",
+        "ReduceSum",
+        "ReduceSumSquare",
+        "Softmax",
+    }
+)
+"""Operators that sum their input over some axes."""
+_MOST_AXES = 16
 _LARGE = 4096  # bytes; smaller tensors may hold shapes that shape inference needs
 
 
@@ -113,6 +137,7 @@ class OnnxGraph:
         errors: tensor -> the heaviest path of rounding errors that leads to it.
         border: tensor -> how far, in pixels, the image border can reach into it (strides are ignored).
         dtypes: tensor -> element type where shape inference knows it.
+        at_least: tensor -> tolerance that the reference's own rounding needs, where that is another file.
     """
 
     path: Path
@@ -122,11 +147,12 @@ class OnnxGraph:
     errors: dict[str, ErrorPath] = field(default_factory=dict)
     border: dict[str, int] = field(default_factory=dict)
     dtypes: dict[str, np.dtype] = field(default_factory=dict)
+    at_least: dict[str, float] = field(default_factory=dict)
 
     def tolerance(self, name: str) -> float:
         """Policy tolerance of a tensor, see :mod:`msconv_deploy.validation.tolerance`."""
         path = self.errors.get(name, ErrorPath())
-        return path.tolerance(self.dtypes.get(name, np.dtype(np.float32)))
+        return max(path.tolerance(self.dtypes.get(name, np.dtype(np.float32))), self.at_least.get(name, 0.0))
 
 
 def load_structure(path: Path | str) -> onnx.ModelProto:
@@ -150,8 +176,12 @@ def read_graph(path: Path | str) -> OnnxGraph:
     return graph_of(load_structure(path), path)
 
 
-def graph_of(model: onnx.ModelProto, path: Path | str) -> OnnxGraph:
+def graph_of(model: onnx.ModelProto, path: Path | str, sums: bool = True) -> OnnxGraph:
     """Analyse a model that is in memory; ``path`` is the file that it belongs to.
+
+    Args:
+        sums: poolings, reductions and normalizations count with what they sum, as contractions do. Where a model is compared
+            with a rewrite of itself they need not: both sum in one way, but for what the rewrite changes.
 
     Raises:
         BadInputError: an input is not a tensor of numbers.
@@ -163,7 +193,7 @@ def graph_of(model: onnx.ModelProto, path: Path | str) -> OnnxGraph:
         opset=next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0),
     )
     with explaining(model, path):
-        _analyse(graph, model)
+        _analyse(graph, model, sums)
     return graph
 
 
@@ -203,17 +233,18 @@ def _dtype(element_type: int) -> np.dtype:
 # -- error and border propagation ------------------------------------------------------------------------------------
 
 
-def _analyse(graph: OnnxGraph, model: onnx.ModelProto) -> None:
+def _analyse(graph: OnnxGraph, model: onnx.ModelProto, sums: bool) -> None:
     """Walk the nodes once, in their (topological) order, functions inlined."""
     model = _without_weights(model)
     if model.functions:
         model = inliner.inline_local_functions(model)
     shapes, graph.dtypes = _static_types(model)
+    ints = _constant_ints(model)
     for node in model.graph.node:
         inputs = [name for name in _all_inputs(node) if name]
         reach = max((graph.border.get(name, 0) for name in inputs), default=0) + _border_reach(node, shapes)
         arrived = ErrorPath.heaviest(graph.errors[name] for name in inputs if name in graph.errors)
-        reductions = [k for n in _with_bodies(node) if (k := _reduction_size(n, shapes)) is not None]
+        reductions = [k for n in _with_bodies(node) if (k := _reduction_size(n, shapes, ints, sums)) is not None]
         for name in node.output:
             dtype = graph.dtypes.get(name, np.dtype(np.float32))
             graph.border[name] = reach
@@ -294,11 +325,82 @@ def _attribute_int(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def _reduction_size(node: onnx.NodeProto, shapes: dict[str, list[int | None]]) -> int | None:
-    """How many products are summed into one output value; None if the node is no contraction.
+def _constant_ints(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """The small constant tensors of integers, which may be axes."""
+    found = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return {
+        name: [int(v) for v in onnx.numpy_helper.to_array(tensor).ravel()]
+        for name, tensor in found.items()
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        and len(tensor.dims) <= 1
+        and 0 < math.prod(tensor.dims) <= _MOST_AXES
+        and (tensor.raw_data or tensor.int64_data or tensor.int32_data)
+    }
 
-    Conv: C/group * kernel. ConvTranspose: the same (an upper bound: with strides fewer taps meet). Gemm, MatMul: K.
+
+def _reduced_axes(node: onnx.NodeProto, rank: int, ints: Mapping[str, list[int]]) -> list[int] | None:
+    """The axes along which a node sums; None if they are not known."""
+    if node.op_type in ("GlobalAveragePool", "GlobalLpPool", "InstanceNormalization"):
+        return list(range(2, rank))
+    if node.op_type in ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"):
+        first = _attribute_int(node, "axis", -1) % rank
+        return [first] if node.op_type in ("Softmax", "LogSoftmax") else list(range(first, rank))
+    if node.op_type == "LpNormalization":
+        return [_attribute_int(node, "axis", -1) % rank]
+    if node.op_type == "MeanVarianceNormalization":
+        return [axis % rank for axis in _attribute_ints(node, "axes") or [0, 2, 3]]
+    if node.op_type == "CumSum":
+        axis = ints.get(node.input[1]) if len(node.input) > 1 else None
+        return None if axis is None else [a % rank for a in axis]
+    if len(node.input) > 1 and node.input[1]:
+        axes = ints.get(node.input[1])
+        return None if axes is None else [axis % rank for axis in axes]
+    axes = _attribute_ints(node, "axes")
+    if not axes and _attribute_int(node, "noop_with_empty_axes", 0):
+        return []
+    return [axis % rank for axis in axes] or list(range(rank))
+
+
+def _sum_size(
+    node: onnx.NodeProto, shapes: Mapping[str, list[int | None]], ints: Mapping[str, list[int]]
+) -> int | None:
+    """How many values a pooling, reduction or normalization sums into one; None if the node is none of them."""
+    if node.op_type in ("AveragePool", "LpPool"):
+        return max(1, math.prod(_attribute_ints(node, "kernel_shape")))
+    if node.op_type not in _SUMS:
+        return None
+    shape = shapes.get(node.input[0])
+    if not shape:
+        return UNKNOWN_REDUCTION if shape is None else None
+    if node.op_type == "GroupNormalization":
+        groups = max(1, _attribute_int(node, "num_groups", 1))
+        known = [extent for extent in shape[1:] if extent is not None]
+        complete = len(known) == len(shape) - 1
+        return max(1, math.prod(known) // groups) if complete else UNKNOWN_REDUCTION
+    axes = _reduced_axes(node, len(shape), ints)
+    if axes is None:
+        return UNKNOWN_REDUCTION
+    extents = [shape[axis] for axis in axes]
+    known = [extent for extent in extents if extent is not None]
+    product = math.prod(known)
+    return max(1, product if len(known) == len(extents) else max(product, UNKNOWN_REDUCTION))
+
+
+def _reduction_size(
+    node: onnx.NodeProto, shapes: dict[str, list[int | None]], ints: Mapping[str, list[int]], sums: bool
+) -> int | None:
+    """How many products or values are summed into one output value; None if the node sums nothing.
+
+    Conv: C/group * kernel. ConvTranspose: the same (an upper bound: with strides fewer taps meet). Gemm, MatMul: K. Pooling,
+    reductions, normalizations: what they sum over. Their shares are positive or not as those of a contraction are, and ONNX
+    Runtime sums them in the tensor's own type (float16 in float32), so the same formula holds.
     """
+    summed = _sum_size(node, shapes, ints) if sums else None
+    if summed is not None:
+        return summed
     if node.op_type not in ("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "Gemm", "MatMul", "Einsum"):
         return None
     position = 3 if node.op_type == "QLinearConv" else 1

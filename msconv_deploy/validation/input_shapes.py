@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,8 @@ from msconv_deploy.validation.graph import TensorSpec
 from msconv_deploy.validation.inputs import batch_symbols, complete_size, free_symbols
 
 Shapes = Mapping[str, Sequence[int]]
+_MOST_ELEMENTS = 1 << 40
+_MOST_DIGITS = 18  # of an extent: ONNX has 64-bit integers
 
 
 def parse_input_shape(text: str) -> tuple[str, list[int]]:
@@ -21,10 +24,14 @@ def parse_input_shape(text: str) -> tuple[str, list[int]]:
     """
     name, colon, shape = text.rpartition(":")
     if not name or not colon or not re.fullmatch(r"(\d+(x\d+)*)?", shape):
-        raise BadInputError(f"input shape {text!r}: write NAME:EXTENTxEXTENT..., such as image:1x3x64x64")
+        raise BadInputError(f"input shape {text[:200]!r}: write NAME:EXTENTxEXTENT..., such as image:1x3x64x64")
+    if any(len(part) > _MOST_DIGITS for part in shape.split("x")):
+        raise BadInputError(f"input shape for {name!r}: an extent has more than {_MOST_DIGITS} digits")
     extents = [int(part) for part in shape.split("x") if part]
     if 0 in extents:
         raise BadInputError(f"input shape {text!r}: extents are at least 1")
+    if math.prod(extents) > _MOST_ELEMENTS:
+        raise BadInputError(f"input shape {text!r}: has {math.prod(extents):,} values, which no machine holds")
     return name, extents
 
 

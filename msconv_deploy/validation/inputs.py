@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 import onnx
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.ops.symbolic import Dim, Size, extent, names_in, size_text
+from msconv_deploy.ops.symbolic import Dim, NotAnExtentError, Size, extent, names_in, size_text
 from msconv_deploy.validation.graph import TensorSpec
 
 Range = tuple[float, float]
@@ -42,7 +41,11 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
 # ENOUGH sizes work.
 ENOUGH = 2
 _LARGEST_MENTIONED = 1024
+_MOST_DIGITS = 18  # of an extent: ONNX has 64-bit integers
 _MOST_ELEMENTS = 1 << 28  # of one input
+_LARGEST_DOUBLE = 8e307  # of a range: the distance between two of them is a number, too
+_LARGEST_BFLOAT16 = 3.3e38
+_WIDEST = 2.0**62  # of a range of integers
 _MENTIONED = 8  # extents that are taken from the model's own tensors where nothing else works
 _LARGER_SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (64, 96)),
@@ -114,8 +117,10 @@ def parse_size(text: str) -> Size:
     size: Size = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*([^=]+?)\s*=\s*(\d+)\s*", part)
-        if not match or int(match[2]) < 1:
-            raise BadInputError(f"size {text!r}: write NAME=EXTENT,..., extents of at least 1, such as N=1,H=17,W=23")
+        if not match or len(match[2]) > _MOST_DIGITS or int(match[2]) < 1:
+            raise BadInputError(
+                f"size {text[:200]!r}: write NAME=EXTENT,..., extents of at least 1, such as N=1,H=17,W=23"
+            )
         if match[1] in size:
             raise BadInputError(f"size {text!r}: {match[1]} is given twice")
         size[match[1]] = int(match[2])
@@ -136,6 +141,21 @@ def parse_range(text: str) -> tuple[str, Range]:
     if not name or not (np.isfinite(limits).all() and limits[0] <= limits[1]):
         raise BadInputError(f"input range {text!r}: needs a name and finite LOW <= HIGH")
     return name, limits
+
+
+def parse_ranges(texts: Sequence[str]) -> dict[str, Range]:
+    """Several of them.
+
+    Raises:
+        BadInputError: one is not of that form, or an input is named twice.
+    """
+    ranges: dict[str, Range] = {}
+    for text in texts:
+        name, limits = parse_range(text)
+        if name in ranges:
+            raise BadInputError(f"input range {text!r}: {name} is given twice")
+        ranges[name] = limits
+    return ranges
 
 
 def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Size]:
@@ -198,7 +218,8 @@ def generate(inputs: Sequence[TensorSpec], size: Size, options: InputOptions, in
         index: number of the set; the generator is seeded by the pair (seed, index).
 
     Raises:
-        BadInputError: a dimension cannot be computed, or a range names no input.
+        NotAnExtentError: a dimension cannot be computed for this size, or would make the input too large to test.
+        BadInputError: a range names no input, or has values that the input's type does not have.
     """
     check_ranges(inputs, options)
     rng = np.random.default_rng([options.seed, index])
@@ -208,18 +229,40 @@ def generate(inputs: Sequence[TensorSpec], size: Size, options: InputOptions, in
 
 def check_ranges(inputs: Sequence[TensorSpec], options: InputOptions) -> None:
     """Raises:
-    BadInputError: a range is given for something that is no input.
+    BadInputError: a range is given for something that is no input, or has values that the input's type does not have.
     """
-    names = [spec.name for spec in inputs]
-    for name in options.ranges:
-        if name not in names:
-            raise BadInputError(f"input range for {name!r}: the model has no such input; known are {', '.join(names)}")
+    specs = {spec.name: spec for spec in inputs}
+    for name, (low, high) in options.ranges.items():
+        if name not in specs:
+            raise BadInputError(f"input range for {name!r}: the model has no such input; known are {', '.join(specs)}")
+        dtype = specs[name].dtype
+        least, most = _limits(dtype)
+        if not least <= low <= high <= most:
+            raise BadInputError(
+                f"input range for {name}: {low:g} to {high:g} leaves its type {dtype.name}, {least:g} to {most:g}"
+            )
+        if dtype.kind in "iu" and math.ceil(low) > math.floor(high):
+            raise BadInputError(f"input range for {name}: no integer lies in {(low, high)}")
+
+
+def _limits(dtype: np.dtype) -> Range:
+    """The least and the largest value of a type; of wide ones, what can be drawn: NumPy computes ``high - low``."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return max(float(limits.min), -_WIDEST), min(float(limits.max), _WIDEST)
+    if dtype.kind == "b":
+        return 0.0, 1.0
+    if dtype.name in ("float16", "float32"):
+        most = float(np.finfo(dtype).max)
+        return -most, most
+    most = _LARGEST_BFLOAT16 if dtype.name == "bfloat16" else _LARGEST_DOUBLE
+    return -most, most
 
 
 def _random(spec: TensorSpec, size: Size, options: InputOptions, rng: np.random.Generator) -> np.ndarray:
     shape = tuple(extent(dim, size) for dim in spec.dims)
     if math.prod(shape) > _MOST_ELEMENTS:
-        raise BadInputError(
+        raise NotAnExtentError(
             f"input {spec.name} would have shape {list(shape)} for {size_text(size)}: too large to test"
         )
     kind = spec.dtype.kind
@@ -228,8 +271,6 @@ def _random(spec: TensorSpec, size: Size, options: InputOptions, rng: np.random.
         return rng.integers(0, 2, shape).astype(bool)
     if kind in "iu":
         low, high = (0, 1) if limits is None else (int(np.ceil(limits[0])), int(np.floor(limits[1])))
-        if low > high:
-            raise BadInputError(f"input range for {spec.name}: no integer lies in {limits}")
         return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(spec.dtype)
     if kind == "c":
         raise BadInputError(f"input {spec.name} is {spec.dtype.name}: complex inputs are not generated; give a file")
@@ -262,7 +303,7 @@ def from_file(inputs: Sequence[TensorSpec], path: Path, options: InputOptions, i
                 raise BadInputError(f"{path}: {name} has {dim}={actual}, but another input has {dim}={size[dim]}")
     size = complete_size(size, inputs)
     for name, array in given.items():
-        wanted = [extent(dim, size) for dim in specs[name].dims]
+        wanted = [_extent_or(dim, size, actual) for dim, actual in zip(specs[name].dims, array.shape, strict=True)]
         if list(array.shape) != wanted:
             raise BadInputError(f"{path}: {name} has shape {list(array.shape)}, but the model wants {wanted}")
     rng = np.random.default_rng([options.seed, index])
@@ -273,20 +314,34 @@ def from_file(inputs: Sequence[TensorSpec], path: Path, options: InputOptions, i
     return Inputs(f"case{index}", size, arrays, "file")
 
 
+def _extent_or(dim: Dim, size: Size, actual: int) -> int:
+    """The extent that a dimension must have; the one that it has, where that cannot be computed from others."""
+    try:
+        return extent(dim, size)
+    except NotAnExtentError:
+        return actual
+
+
 def _dims_text(dims: Sequence[Dim]) -> str:
     return "[" + ", ".join(map(str, dims)) + "]"
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise BadInputError(f"{path}: no such file")
+        what = "is no plain file; name a NumPy .npz file" if path.exists() else "no such file"
+        raise BadInputError(f"{path}: {what}")
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array without a name")
         with archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+            arrays = {name: archive[name] for name in archive.files}
+        if wrong := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{wrong[0]} is no array")
+        return arrays
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy's header parser raise whatever they like
         raise BadInputError(f"{path}: is not a NumPy .npz file of plain arrays ({error}); {_HOW_TO_SAVE}") from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Comparison, Verdict
-from msconv_deploy.validation.cases import UsableCase
+from msconv_deploy.validation.cases import Failure, UsableCase
 from msconv_deploy.validation.difference import TensorDifference, is_float
 
 
@@ -24,6 +24,8 @@ def judge(runtime: str, case: UsableCase, name: str, found: TensorDifference) ->
             reason = f"{found.problem}; so they do between the module in its own type and in float64 (ties?)"
             return row(runtime, case, name, found, "unverified", reason)
         return row(runtime, case, name, found, "differ", found.problem)
+    if np.asarray(case.expected[name]).size == 0:
+        return row(runtime, case, name, found, "unverified", "it has no values at this size: nothing was compared")
     if found.within(tolerance.value):
         # The module's own difference is the noise, so it cannot leave a tolerance that the noise has widened.
         noisy = runtime == "torch" and not found.within(tolerance.policy)
@@ -36,14 +38,15 @@ def judge(runtime: str, case: UsableCase, name: str, found: TensorDifference) ->
     return row(runtime, case, name, found, "differ")
 
 
-def not_run(runtime: str, case: UsableCase, failure: str) -> list[Comparison]:
+def not_run(runtime: str, case: UsableCase, failure: Failure) -> list[Comparison]:
     """The runtime failed where the reference runs.
 
     A file promises the sizes that its dynamic dimensions allow, so for a file that is a difference. A module that
-    cannot compute in its own type on this machine (float16 on an old CPU) promises nothing: unverified.
+    cannot compute in its own type on this machine (float16 on an old CPU) promises nothing: unverified. So is a run that was
+    stopped: it might have ended well.
     """
-    verdict: Verdict = "unverified" if runtime == "torch" else "differ"
-    reason = f"{runtime} does not run at this size, but the reference does: {failure}"
+    verdict: Verdict = "unverified" if runtime == "torch" or failure.unverified else "differ"
+    reason = f"{runtime} does not run at this size, but the reference does: {failure.reason}"
     return [row(runtime, case, name, None, verdict, reason) for name in case.expected]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from msconv_deploy.files import atomic_write, check_writable
 from msconv_deploy.validation.cases import UsableCase
 from msconv_deploy.validation.commands import polygraphy_command
 from msconv_deploy.validation.difference import is_float
+
+
+def is_result(path: Path, folder: Path) -> bool:
+    """Is a path one of those that :func:`save` writes into a folder?"""
+    return path.resolve().parent == folder.resolve() and re.fullmatch(r"case\d+\.\w+\.json", path.name) is not None
 
 
 def check_folder(folder: Path, force: bool) -> None:

@@ -33,7 +33,7 @@ from msconv_deploy.ops.symbolic import size_text
 from msconv_deploy.reporting import Comparison, Verification
 from msconv_deploy.reporting.validation import RefusedCase
 from msconv_deploy.validation.cancellation import allowances
-from msconv_deploy.validation.cases import OutputTolerance, Reference, UsableCase, collect, tensor_tolerance
+from msconv_deploy.validation.cases import Failure, OutputTolerance, Reference, UsableCase, collect, tensor_tolerance
 from msconv_deploy.validation.difference import difference
 from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.graph import OnnxGraph, graph_of
@@ -138,7 +138,7 @@ class _Work:
         self.sites = [site for site in sites if site.output in computed]
         self.not_computed = [site.output for site in sites if site.output not in computed]
         self.site_outputs = [site.output for site in self.sites]
-        self.graph: OnnxGraph = graph_of(original, path)
+        self.graph: OnnxGraph = graph_of(original, path, sums=False)
         self.outputs = [spec.name for spec in self.graph.outputs]
         self._joins = joins_of(original, self.graph)
         self._extents = extent_nodes(self._joins)
@@ -227,13 +227,14 @@ class _Work:
         try:
             runner = self._runner(model, runtime, optimization, tensors)
         except MsconvError as error:
-            return [row for case in cases for row in not_run(runtime, case, str(error))]
+            return [row for case in cases for row in not_run(runtime, case, Failure(str(error)))]
         rows = []
         for case in cases:
             try:
                 case.results[runtime] = run(runner, case.inputs)
             except RunnerFailed as failure:
-                rows += not_run(runtime, case, str(failure))
+                case.failures[runtime] = failure.kind
+                rows += not_run(runtime, case, failure.kind)
             else:
                 rows += _judged(runtime, case, self.graph)
         return rows
@@ -358,7 +359,7 @@ def _judged(runtime: str, case: UsableCase, graph: OnnxGraph) -> list[Comparison
     """Every tensor of the case against what the runtime computed; none if it did not run."""
     tested: Mapping[str, Any] | None = case.results.get(runtime)
     if tested is None:
-        return not_run(runtime, case, "see the log")
+        return not_run(runtime, case, case.failures.get(runtime, Failure("see the log")))
     rows = []
     for name, value in case.expected.items():
         found = difference(np.asarray(tested[name]), np.asarray(value), graph.border.get(name, 0))

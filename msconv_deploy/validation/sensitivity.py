@@ -64,10 +64,12 @@ def withdraw(comparisons: Sequence[Comparison], constant: set[str]) -> None:
 
 
 def _changed(array: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """Other values of the same kind and range; None if that is not possible (a constant integer input).
+    """Other values of the same kind and range; None if that is not possible (a constant integer input, or no values).
 
     Of a scalar too an array is returned: NumPy computes numbers of arrays without axes, which Polygraphy refuses.
     """
+    if array.size == 0:
+        return None
     if array.dtype.kind == "b":
         return np.asarray(~array)
     if array.dtype.kind in "iu":

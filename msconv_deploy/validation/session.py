@@ -18,7 +18,7 @@ from msconv_deploy.reporting.validation import largest_differences
 from msconv_deploy.runtimes import get_runtime
 from msconv_deploy.runtimes.prepared import PreparedRunner
 from msconv_deploy.validation import results
-from msconv_deploy.validation.cases import Reference, UsableCase, collect
+from msconv_deploy.validation.cases import Failure, Reference, UsableCase, collect
 from msconv_deploy.validation.commands import shape_profile, trtexec_command
 from msconv_deploy.validation.graph import OnnxGraph
 from msconv_deploy.validation.inputs import Inputs
@@ -57,6 +57,11 @@ class Validation:
                 raise BadInputError(
                     f"runtime {name} evaluates a PyTorch module, not an ONNX file: give a recipe for it"
                 )
+        if all(adapter.SUBJECT == "module" for adapter in adapters.values()):
+            raise BadInputError(
+                f"{graph.path}: of the runtimes {', '.join(self.runtimes)} none runs the ONNX file, so that nothing would be "
+                "learned about it: add ort, or trt"
+            )
         self._runners = {
             name: adapter.make_runner(graph.path, options.settings, name)
             for name, adapter in adapters.items()
@@ -151,13 +156,13 @@ class Validation:
 
         if runtime == "torch":  # it has run already, to measure the noise
             if case.own is None:
-                return not_run(runtime, case, case.own_failure)
+                return not_run(runtime, case, case.own_failure or Failure("it was not run"))
             tested = case.own
         else:
             try:
                 tested = run(self._runners[runtime], case.inputs)
             except RunnerFailed as failure:
-                return not_run(runtime, case, str(failure))
+                return not_run(runtime, case, failure.kind)
         case.results[runtime] = tested
         function = DifferenceFunction(lambda n: case.tolerances[n].value, lambda n: self.graph.border.get(n, 0))
         found = compare(tested, case.expected, function)

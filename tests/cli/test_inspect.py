@@ -70,7 +70,7 @@ def test_a_model_without_sites_says_so(tmp_path, capsys):
     [
         (["absent.onnx"], "no such file"),
         (["m.onnx", "--input-shape", "image:1x3x8x8"], "the model has no such input"),
-        (["m.onnx", "--json", "m.onnx"], "exists already"),
+        (["m.onnx", "--json", "m.onnx"], "belongs to the input"),
         ([], "Missing argument"),
     ],
 )

@@ -222,16 +222,28 @@ def test_without_the_package_the_build_check_is_left_out_unless_asked_for(files,
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     pytest.importorskip("torch", reason="pip install 'msconv-deploy[torch]'")
-    folder = tmp_path_factory.mktemp("export")
-    arguments = ["export", str(ROOT / "export" / "minimal.toml"), "-o", str(folder), "--no-validate", "-q"]
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "models" / "minimal", folder / "models" / "minimal")
+    recipe = shutil.copy(ROOT / "export" / "minimal.toml", folder / "models")
+    (folder / "export").mkdir()
+    recipe = Path(recipe).rename(folder / "export" / "minimal.toml")
+    arguments = ["export", str(recipe), "-o", str(folder / "build" / "demo"), "--no-validate", "-q"]
     assert main([*arguments, "--form", "fused", "--form", "plugin"]) == 0
-    return folder / "minimal"
+    return folder / "build" / "demo" / "minimal"
+
+
+@pytest.fixture
+def project(exported, monkeypatch):
+    """The folder in which the recipe and the artefacts lie, and which the program is started in."""
+    monkeypatch.chdir(exported.parents[2])
+    return exported.parents[2]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_sidecar_names_the_recipe(exported, capsys, precision):
-    code, out, _ = run(capsys, exported / f"minimal.fused.{precision}.onnx", *SMALL)
+def test_the_sidecar_names_the_recipe(project, capsys, precision):
+    code, out, err = run(capsys, f"build/demo/minimal/minimal.fused.{precision}.onnx", *SMALL)
     assert code == 0, out
+    assert f"recipe: export/minimal.toml (named by minimal.fused.{precision}.json)" in err
     assert "torch" in out
     assert "ort" in out
     assert ("float16" in out) == (precision == "fp16")
@@ -258,23 +270,111 @@ def test_a_wrong_weight_names_the_module(exported, capsys, tmp_path):
     assert "first diverging tensor: output of module " in out
 
 
-def test_the_plugin_form_says_how_to_go_on(exported, capsys):
-    code, _, err = run(capsys, exported / "minimal.plugin.fp32.onnx", *SMALL)
+def test_the_plugin_form_says_how_to_go_on(project, capsys):
+    code, _, err = run(capsys, "build/demo/minimal/minimal.plugin.fp32.onnx", *SMALL)
     assert code == 3
     assert "msconv convert --form fused" in err
 
 
-def test_sidecars_that_do_not_help(exported, capsys, tmp_path):
-    model = tmp_path / "m.onnx"
+def test_sidecars_that_do_not_help(exported, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build").mkdir()
+    model = tmp_path / "build" / "m.onnx"
     shutil.copy(exported / "minimal.fused.fp32.onnx", model)
-    sidecar = tmp_path / "m.json"
+    sidecar = tmp_path / "build" / "m.json"
     for content, message in (
         ("{", "is not a JSON file"),
         ("[]", "names no recipe"),
-        (json.dumps({"recipe": "gone.toml"}), "gone.toml is not there any more"),
+        ("[" * 100_000 + "]" * 100_000, "is nested too deeply"),
+        (json.dumps({"recipe": "../gone.toml"}), "gone.toml is not there any more"),
+        (json.dumps({"recipe": "gone\0.toml"}), "cannot be looked for"),
     ):
         sidecar.write_text(content)
         code, _, err = run(capsys, model, *SMALL)
         assert code == 2
         assert message in err
         assert "give --reference OTHER.onnx or --recipe RECIPE.toml" in err
+
+
+def test_runtimes_that_do_not_run_the_file_verify_nothing(exported, capsys):
+    """The module agrees with itself, whatever the file holds."""
+    recipe = ["--recipe", ROOT / "export" / "minimal.toml"]
+    code, _, err = run(capsys, exported / "minimal.fused.fp32.onnx", *recipe, *SMALL, "--runtimes", "torch")
+    assert code == 2
+    assert "of the runtimes torch none runs the ONNX file" in err
+    assert "add ort, or trt" in err
+
+
+def test_an_infinite_tolerance_is_refused(files, capsys):
+    for text in ("inf", "nan"):
+        code, _, err = run(capsys, files[1], "--reference", files[0], *SMALL, "--tolerance", text)
+        assert code == 2
+        assert "--tolerance" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "--seed"),
+        (["--seed", str(2**63)], "is larger than"),
+        (["--size", "H=" + "9" * 5000], "write NAME=EXTENT"),
+        (["--input-range", "s:0:1", "--input-range", "s:0:2"], "s is given twice"),
+        (["--input-range", "s:-1e308:1e308"], "leaves its type float32"),
+        (["--inputs", "."], "is no plain file; name a NumPy .npz file"),
+    ],
+)
+def test_numbers_and_places_that_cannot_be(files, capsys, arguments, message):
+    code, _, err = run(capsys, files[0], "--reference", files[0], "--no-rtx", *arguments)
+    assert code == 2
+    assert message in " ".join(err.replace("│", " ").split())
+
+
+def test_the_report_replaces_nothing_that_is_read(files, capsys, tmp_path):
+    external = two_convs(tmp_path / "external.onnx", external=True)
+    np.savez(tmp_path / "in.npz", x=np.ones((1, 3, 4, 4), np.float32))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    data = next(name for name in before if name.startswith("external.") and name != "external.onnx")
+    arguments = [external, "--reference", files[0], "--inputs", tmp_path / "in.npz", "--no-rtx", "--force", "--json"]
+    for name in ("external.onnx", data, Path(files[0]).name, "in.npz"):
+        code, _, err = run(capsys, *arguments, tmp_path / name)
+        assert code == 2, name
+        assert f"{name}: belongs to the input" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_saved_results_replace_neither_an_input_nor_the_report(capsys, tmp_path, files):
+    save = ["--save", tmp_path / "saved", "--force"]
+    code, _, err = run(
+        capsys, files[0], "--reference", files[0], *SMALL, *save, "--json", tmp_path / "saved/case0.ort.json"
+    )
+    assert code == 2
+    assert "choose another --save DIR" in err
+    assert not (tmp_path / "saved").exists() or not list((tmp_path / "saved").iterdir())
+    report = tmp_path / "saved" / "report.json"
+    assert run(capsys, files[0], "--reference", files[0], *SMALL, *save, "--json", report)[0] == 0
+
+
+def test_sequences_inside_do_not_stop_the_search(capsys, tmp_path):
+    """Shape inference may take a sequence for a tensor."""
+    for name, value in (("a", 2.0), ("b", 3.0)):
+        nodes = [
+            onnx.helper.make_node("Mul", ["x", "c"], ["m"]),
+            onnx.helper.make_node("SequenceConstruct", ["m", "m"], ["s"]),
+            onnx.helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0),
+        ]
+        x = onnx.helper.make_tensor_value_info("x", 1, ["N", 4])
+        y = onnx.helper.make_tensor_value_info("y", 1, None)
+        c = onnx.helper.make_tensor("c", 1, [1], [value])
+        graph = onnx.helper.make_graph(nodes, "g", [x], [y], [c])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    code, out, _ = run(capsys, tmp_path / "a.onnx", "--reference", tmp_path / "b.onnx", "--no-rtx")
+    assert code == 1
+    assert "first diverging tensor: m (Mul" in out
+
+
+def test_a_wrong_time_limit_is_not_the_files_fault(files, capsys, monkeypatch):
+    monkeypatch.setenv("MSCONV_RUN_SECONDS", "x")
+    code, _, err = run(capsys, files[0], "--reference", files[0], *SMALL)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("msconv: MSCONV_RUN_SECONDS=x: ")

@@ -48,11 +48,13 @@ def help_of(name, capsys):
 def test_every_verb_of_the_help_is_known(capsys):
     listed = set()
     for line in help_of("", capsys).splitlines():
-        if found := re.match(r"^[│|] ([a-z]+)  ", line):
+        if found := re.match(r"^(?:[│|]| ) ([a-z]+)  ", line):
             listed.add(found[1])
     assert listed == {name.split()[0] for name in VERBS}
     for group in {name.split()[0] for name in VERBS if " " in name}:
-        inner = {m[1] for line in help_of(group, capsys).splitlines() if (m := re.match(r"^[│|] ([a-z]+)  ", line))}
+        inner = {
+            m[1] for line in help_of(group, capsys).splitlines() if (m := re.match(r"^(?:[│|]| ) ([a-z]+)  ", line))
+        }
         assert inner == {name.split()[1] for name in VERBS if name.startswith(f"{group} ")}
 
 

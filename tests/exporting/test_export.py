@@ -269,6 +269,32 @@ def test_artefacts_are_replaced_only_when_asked(exported):
         export_recipe(load_recipe(RECIPE), folder)
 
 
+def test_two_recipes_of_one_name_are_refused_before_any_work(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        minimal_with(tmp_path / name)
+    paths = [str(path) for path in sorted(tmp_path.rglob("*.toml"))]
+    assert main(["export", *paths, "-o", str(tmp_path / "out")]) == ExitCode.BAD_INPUT
+    assert "both are called" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_replaces_nothing_that_is_read_or_written(tmp_path, capsys):
+    recipe = minimal_with(tmp_path)
+    before = recipe.read_bytes()
+    out = tmp_path / "out"
+    places = {
+        str(recipe): "belongs to the input",
+        str(out / recipe.stem / f"{recipe.stem}.fused.fp32.onnx"): "is named for two outputs",
+        str(out / recipe.stem / f"{recipe.stem}.fused.fp32.json"): "is named for two outputs",
+    }
+    for place, message in places.items():
+        assert main(["export", str(recipe), "-o", str(out), "--force", "--json", place]) == ExitCode.BAD_INPUT
+        assert f"{place}: {message}" in capsys.readouterr().err
+    assert recipe.read_bytes() == before
+    assert not out.exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_unwritable_output_folder(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)

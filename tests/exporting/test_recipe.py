@@ -60,6 +60,12 @@ def test_a_good_recipe(recipe):
         ("opset = 18", 'precision = ["int8"]', "export.precision.0"),
         ("opset = 18", 'forms = ["plug-in"]', "export.forms.0"),
         ('"N", 3, "H", "W"', '"N", 0, "H", "W"', "dimension 0 must be a positive integer"),
+        ("opset = 18", 'outputs = [""]', "export.outputs: an output needs a name"),
+        ("opset = 18", 'outputs = ["y", "y"]', "export.outputs: y is named twice"),
+        ("opset = 18", 'outputs = ["nchw"]', "export.outputs: nchw is an input"),
+        ("opset = 18", "[validation]\nsizes = [{ N = -1, H = 8, W = 8 }]", "validation.sizes: N must be at least 1"),
+        ("N = 2", "N = 100000000000", "example: input nchw would have 21,600,000,000,000 values"),
+        ("network.py:Net", ".network:Net", "'.network' is neither a file NAME.py nor the dotted name"),
         ("[model]", "[model", "not a recipe in TOML"),
         ("opset = 18", "opset = 18\n[validation]\nsizes = [{ N = 1 }]", "must give an extent to each of N, H, W"),
     ],
@@ -70,6 +76,13 @@ def test_mistakes_are_named_with_their_place(recipe, old, new, message):
     with pytest.raises(BadInputError, match=message) as caught:
         load_recipe(recipe(text))
     assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+def test_forms_and_precisions_count_once(recipe):
+    loaded = load_recipe(recipe(GOOD + 'forms = ["fused", "portable", "fused"]\n'))
+    assert loaded.export.forms == ["fused", "portable"]
+    changed = loaded.replaced(forms=["portable", "portable"], precision=["fp16", "fp16"])
+    assert (changed.export.forms, changed.export.precision) == (["portable"], ["fp16"])
 
 
 def test_no_such_recipe(tmp_path):

@@ -170,6 +170,10 @@ def test_autocast_half_and_deepcopy():
     assert difference(half.detach().float(), expected.detach()) < 0.05
     with torch.autocast("cpu", torch.bfloat16):
         assert difference(module(*sources).detach().float(), expected.detach()) < 0.05
+        narrow = module(*(s.bfloat16() for s in sources))  # which nn.Conv2d takes there, too
+        assert difference(narrow.detach().float(), expected.detach()) < 0.05
+    with pytest.raises(BadInputError, match="source nchw is torch.bfloat16, but the weights are torch.float32"):
+        module(*(s.bfloat16() for s in sources))
 
 
 @pytest.mark.parametrize(("made", "loaded"), [("source", "tiled"), ("tiled", "source")])

@@ -58,6 +58,15 @@ def test_a_window_beyond_the_volume_is_the_mean_of_all_slices():
     assert torch.allclose(windowed_mean(x, index, 11), x.mean(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("ends", ["cut", "repeat"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_lies_outside_of_the_window_does_not_count(ends, value):
+    x = torch.ones(1, 7, 2, 2)
+    x[:, 0] = x[:, -1] = value
+    index = torch.full((1, 2, 2), 3)
+    assert torch.equal(windowed_mean(x, index, 3, ends=ends), torch.ones(1, 2, 2))
+
+
 def test_small_values_behind_large_ones_keep_their_precision():
     """Differences of cumulative sums in float32 lose them."""
     torch.manual_seed(0)

@@ -230,6 +230,18 @@ def attribute(node, name):
         (lambda n: n.input.pop(), "takes 7 inputs"),
         (lambda n: n.attribute.remove(attribute(n, "sources")), "attribute sources is missing"),
         (lambda n: attribute(n, "pads").ints.__setitem__(0, -1), "pads must be 4 integers"),
+        (
+            lambda n: attribute(n, "sources").CopyFrom(helper.make_attribute("sources", 1)),
+            "sources must be a list of int",
+        ),
+        (
+            lambda n: attribute(n, "group").CopyFrom(helper.make_attribute("group", "x")),
+            "group must be an integer, but is",
+        ),
+        (
+            lambda n: attribute(n, "activation_params").CopyFrom(helper.make_attribute("activation_params", 3)),
+            "activation_params must be a list of numbers, but is 3",
+        ),
     ],
 )
 def test_malformed_nodes_are_named(change, message):
@@ -237,6 +249,29 @@ def test_malformed_nodes_are_named(change, message):
     change(plugin.graph.node[0])
     with pytest.raises(BadInputError, match=f"node 'one'.*{message}"):
         convert_form(plugin, Form.FUSED)
+
+
+def test_tables_that_no_convolution_needs_are_not_made():
+    """A small file asks for nine million border classes."""
+    plugin, _, _ = two_layers()
+    attribute(plugin.graph.node[0], "kernel_shape").ints[:] = [3000, 3000]
+    attribute(plugin.graph.node[0], "pads").ints[:] = [3000] * 4
+    with pytest.raises(
+        BadInputError, match=r"node 'one': .*3000 rows with padding 3000\+3000 has 9,006,001 border classes"
+    ):
+        convert_form(plugin, Form.FUSED)
+    attribute(plugin.graph.node[0], "kernel_shape").ints[:] = [63, 63]
+    attribute(plugin.graph.node[0], "pads").ints[:] = [31] * 4
+    assert len(convert_form(plugin, Form.FUSED).functions) == 2
+
+
+def test_a_function_that_is_there_is_what_portable_form_gets():
+    """Its body is what has been computed so far."""
+    fused = convert_form(two_layers()[0], Form.FUSED)
+    node = next(n for f in fused.functions for n in f.node if n.op_type == "Conv")
+    node.name = "of this very file"
+    portable = convert_form(fused, Form.PORTABLE)
+    assert any("of this very file" in n.name for n in portable.graph.node)
 
 
 def test_function_name_is_stable():

@@ -3,7 +3,7 @@
 import pytest
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.ops.symbolic import extent, names_in, size_text
+from msconv_deploy.ops.symbolic import NotAnExtentError, extent, names_in, size_text
 
 SIZE = {"H": 7, "W": 12, "x[2]": 5, "batch size": 3}
 
@@ -22,6 +22,7 @@ SIZE = {"H": 7, "W": 12, "x[2]": 5, "batch size": 3}
         ("W / 5 * 5", ["W"], 12),
         ("(H - 1) // 2 + 1", ["H"], 4),
         ("H - 7", ["H"], 0),
+        ("H % 4", ["H"], 3),
         ("x[2]", ["x[2]"], 5),
         ("batch size", ["batch size"], 3),
     ],
@@ -55,6 +56,22 @@ def test_what_has_no_value_says_why(dim, message):
 def test_code_is_a_name_like_any_other(text):
     assert names_in(text) == [text]
     assert extent(text, {text: 4}) == 4
+
+
+@pytest.mark.parametrize(
+    "dim", ["H*1e400", "H*1e400 - H*1e400", "9" * 290 + "/H", "H" + "*9999999999" * 20, "W / 5", "H - 8"]
+)
+def test_numbers_out_of_range_are_no_extents(dim):
+    with pytest.raises(NotAnExtentError, match="not an extent|cannot be computed"):
+        extent(dim, SIZE)
+
+
+@pytest.mark.parametrize(
+    "dim", ["-" * 5000 + "H", "(" * 140 + "H" + ")" * 140 + "+" * 3, "1+" * 20000 + "H", "H\0", "9" * 5000]
+)
+def test_what_pythons_parser_is_not_made_for_is_a_name(dim):
+    assert names_in(dim) == [dim]
+    assert extent(dim, {dim: 3}) == 3
 
 
 def test_sizes_are_written_in_their_order():

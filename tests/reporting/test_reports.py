@@ -43,6 +43,13 @@ def test_every_report_says_with_what_it_was_made():
     assert ValidationReport.model_validate_json(report(row("passed", 1e-7)).to_json()).comparisons[0].difference == 1e-7
 
 
+def test_names_that_are_no_utf8_are_written_with_replacement_characters():
+    written = report(row("passed", 1e-7)).model_copy(update={"model": "n\udcff.onnx", "notes": ["of \udcfe"]}).to_json()
+    found = ValidationReport.model_validate_json(written.encode("utf-8"))
+    assert (found.model, found.notes) == ("n?.onnx", ["of ?"])
+    assert found.comparisons[0].difference == 1e-7
+
+
 def test_fields_are_strict():
     with pytest.raises(ValidationError):
         report().model_validate({**json.loads(report().to_json()), "verdikt": "passed"})

@@ -88,3 +88,22 @@ def test_nothing_is_left_in_the_temporary_folder(model, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     assert optimize(model, tmp_path / "out" / "o.onnx") == 0
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_inputs_are_not_replaced_by_reports(model, tmp_path, capsys, option):
+    inputs = tmp_path / "in.npz"
+    inputs.write_bytes(b"mine")
+    more = ["--inputs", str(inputs), option, str(inputs), "--force"]
+    assert optimize(model, tmp_path / "o.onnx", *more) == ExitCode.BAD_INPUT
+    assert f"{inputs}: belongs to the input" in capsys.readouterr().err
+    assert inputs.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "diff"])
+def test_models_are_not_replaced_by_reports(model, capsys, verb):
+    before = model.read_bytes()
+    models = [str(model)] * {"inspect": 1, "diff": 2}[verb]
+    assert main([verb, *models, "--json", str(model), "--force"]) == ExitCode.BAD_INPUT
+    assert f"{model}: belongs to the input" in capsys.readouterr().err
+    assert model.read_bytes() == before

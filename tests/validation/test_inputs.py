@@ -1,5 +1,8 @@
 """Inputs: symbolic dimensions, sizes, random values, ranges and files."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from onnx import TensorProto
@@ -7,6 +10,7 @@ from onnx import TensorProto
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops.symbolic import extent, size_text
 from msconv_deploy.validation.graph import TensorSpec, read_graph
+from msconv_deploy.validation.input_shapes import parse_input_shape
 from msconv_deploy.validation.inputs import (
     InputOptions,
     batch_symbols,
@@ -16,6 +20,7 @@ from msconv_deploy.validation.inputs import (
     from_file,
     generate,
     parse_range,
+    parse_ranges,
     parse_size,
 )
 from tests.validation.networks import single_op, two_convs
@@ -122,6 +127,80 @@ def test_range_texts():
     for bad in ("iso", "iso:1", ":0:1", "iso:2:1", "iso:a:b", "iso:0:inf", "iso:nan:1"):
         with pytest.raises(BadInputError, match="input range"):
             parse_range(bad)
+
+
+def test_a_range_is_given_once_and_within_the_type():
+    with pytest.raises(BadInputError, match="iso is given twice"):
+        parse_ranges(["iso:0:1", "gain:0:1", "iso:0:2"])
+    specs = [
+        TensorSpec("u", np.dtype(np.uint8), (4,)),
+        TensorSpec("i", np.dtype(np.int64), (4,)),
+        TensorSpec("f", F32, (4,)),
+    ]
+    specs += [TensorSpec("d", np.dtype(np.float64), (4,)), TensorSpec("h", np.dtype(np.float16), (4,))]
+    for name, low, high in (
+        ("u", 0, 256),
+        ("u", -1, 5),
+        ("i", -1e30, 1),
+        ("f", 0, 1e39),
+        ("d", -1e308, 1e308),
+        ("h", 0, 7e4),
+    ):
+        with pytest.raises(BadInputError, match=f"input range for {name}: .* leaves its type"):
+            generate(specs, {}, InputOptions(ranges={name: (low, high)}))
+    widest = {
+        "u": (0, 255),
+        "i": (-(2.0**62), 2.0**62),
+        "f": (-3e38, 3e38),
+        "d": (-8e307, 8e307),
+        "h": (-65504.0, 65504.0),
+    }
+    arrays = generate(specs, {}, InputOptions(ranges=widest)).arrays
+    assert all(np.isfinite(array.astype(np.float64)).all() for array in arrays.values())
+
+
+def test_numbers_of_thousands_of_digits_are_refused():
+    many = "9" * 5000
+    with pytest.raises(BadInputError, match="write NAME=EXTENT"):
+        parse_size(f"N={many}")
+    with pytest.raises(BadInputError, match="more than 18 digits"):
+        parse_input_shape(f"x:{many}x3")
+    with pytest.raises(BadInputError, match="which no machine holds"):
+        parse_input_shape("x:99999999999x3x99999999x8")
+
+
+def test_a_dimension_that_cannot_be_computed_is_taken_from_the_file(tmp_path):
+    specs = [TensorSpec("x", F32, ("H",)), TensorSpec("z", F32, ("2**H",)), TensorSpec("w", F32, ("H - 5",))]
+    np.savez(tmp_path / "in.npz", x=np.ones(3, F32), z=np.ones(8, F32), w=np.ones(2, F32))
+    made = from_file(specs, tmp_path / "in.npz", InputOptions())
+    assert made.size == {"H": 3}
+    assert {name: array.shape for name, array in made.arrays.items()} == {"x": (3,), "z": (8,), "w": (2,)}
+
+
+def npz(path, name, content, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr(name, content)
+
+
+def test_broken_archives_are_bad_input(tmp_path):
+    path = tmp_path / "in.npz"
+    header = io.BytesIO()
+    np.save(header, np.zeros((1, 3, 8, 8), np.float32))
+    cut = header.getvalue().replace(b"(1, 3, 8, 8)", b"(9**9**9,   ")
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, nchw=np.random.default_rng(0).random((1, 3, 64, 64), np.float32))
+    damaged = bytearray(compressed.getvalue())
+    damaged[60:90] = bytes(30)
+    contents = [
+        lambda: npz(path, "nchw", "hello"),
+        lambda: npz(path, "nchw.npy", cut),
+        lambda: npz(path, "nchw.npy", b"x" * 100, zipfile.ZIP_LZMA),
+        lambda: path.write_bytes(damaged),
+    ]
+    for write in contents:
+        write()
+        with pytest.raises(BadInputError, match=r"in\.npz: is not a NumPy \.npz file"):
+            from_file(SPECS, path, InputOptions())
 
 
 def test_inputs_from_a_file_set_the_size_of_the_others(tmp_path):

@@ -229,8 +229,13 @@ def test_a_module_without_float64_is_its_own_reference(tmp_path):
     assert report.reference_runtime == "torch float32"
     assert {c.runtime for c in report.comparisons} == {"ort"}  # comparing it with itself would prove nothing
     assert any("does not run in float64" in note for note in report.notes)
-    alone = validate_onnx_against_module(path, network, ValidationOptions(runtimes=["torch"]))
-    assert alone.verdict == "unverified"
+
+
+def test_the_module_alone_says_nothing_about_the_file(tmp_path):
+    network = nn.Linear(4, 4).eval()
+    path = export(network, tmp_path / "m.onnx", "legacy", (torch.randn(2, 4),), ["x"], ["y"], ({0: "N"},))
+    with pytest.raises(BadInputError, match="of the runtimes torch none runs the ONNX file.*add ort"):
+        validate_onnx_against_module(path, network, ValidationOptions(runtimes=["torch"]))
 
 
 def test_sizes_that_the_module_refuses(tmp_path):

@@ -195,6 +195,94 @@ def test_a_file_that_fails_where_the_reference_runs_differs(tmp_path):
     assert report.divergence is None  # nothing runs, so there is nothing to look at
 
 
+def relus(path, dims):
+    """y = relu(x), w = relu(z), for dimensions of the two."""
+    nodes = [helper.make_node("Relu", [a], [b]) for a, b in (("x", "y"), ("z", "w"))]
+    x, z = (helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in zip("xz", dims, strict=True))
+    y, w = (helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "yw")
+    graph = helper.make_graph(nodes, "g", [x, z], [y, w])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("dim", ["H - 5", "H/2"])
+def test_default_sizes_without_an_extent_are_refused_and_the_others_are_compared(tmp_path, dim):
+    path = relus(tmp_path / "m.onnx", ([1, "H"], [1, dim]))
+    report = validate_onnx_against_onnx(path, path)
+    assert report.verdict == "passed"
+    assert len(report.cases) >= 2
+    assert report.refused
+    assert all("not an extent" in case.reason for case in report.refused)
+    with pytest.raises(BadInputError, match="not an extent"):  # a size that the user asks for
+        validate_onnx_against_onnx(path, path, options({"H": 3}))
+
+
+def test_outputs_without_values_verify_nothing(tmp_path):
+    path = single_op(tmp_path / "m.onnx", "Cast", {"x": (TensorProto.FLOAT, ["N", 0])}, TensorProto.INT64, to=7)
+    report = validate_onnx_against_onnx(path, path)
+    assert report.verdict == "unverified"
+    assert "it has no values at this size" in report.reason
+
+
+def test_a_run_that_was_stopped_is_unverified(tmp_path, monkeypatch):
+    """It might have ended well. Its reference ends at once."""
+    monkeypatch.setenv("MSCONV_RUN_SECONDS", "0.5")
+    bool_, int_ = (
+        helper.make_tensor_value_info(n, t, []) for n, t in (("c", TensorProto.BOOL), ("i", TensorProto.INT64))
+    )
+    tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("a", "b")]
+    out = helper.make_tensor_value_info("d", TensorProto.BOOL, [])
+    body = [helper.make_node("Identity", ["c"], ["d"]), helper.make_node("Identity", ["a"], ["b"])]
+    body = helper.make_graph(body, "body", [int_, bool_, tensors[0]], [out, tensors[1]])
+    constants = [
+        helper.make_tensor("m", TensorProto.INT64, [], [2**40]),
+        helper.make_tensor("t", TensorProto.BOOL, [], [True]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 4]) for n in "xy")
+    nodes = {
+        "slow": helper.make_node("Loop", ["m", "t", "x"], ["y"], body=body),
+        "fast": helper.make_node("Identity", ["x"], ["y"]),
+    }
+    for name, node in nodes.items():
+        graph = helper.make_graph([node], "g", [x], [y], constants if name == "slow" else [])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    report = validate_onnx_against_onnx(tmp_path / "slow.onnx", tmp_path / "fast.onnx", options({"N": 1}))
+    assert report.verdict == "unverified"
+    assert "was stopped" in report.reason
+
+
+def test_a_reference_of_narrower_type_is_judged_by_its_own_rounding(tmp_path):
+    wide, narrow = two_convs(tmp_path / "f.onnx"), two_convs(tmp_path / "h.onnx", dtype="float16")
+    for tested, reference in ((wide, narrow), (narrow, wide)):
+        report = validate_onnx_against_onnx(tested, reference)
+        assert report.verdict == "passed"
+        assert all(c.policy_tolerance > 1e-3 for c in report.comparisons)
+    wrong = two_convs(tmp_path / "wrong.onnx", change={"w2": ((1, 3, 1, 1), 0.5)})
+    assert validate_onnx_against_onnx(wrong, narrow).verdict == "differ"
+
+
+def test_long_reductions_may_sum_in_another_order(tmp_path):
+    """The mean over an image at once, and over its rows and then its columns."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 512, 512])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    spellings = {
+        "mean": [helper.make_node("GlobalAveragePool", ["x"], ["y"])],
+        "parts": [
+            helper.make_node("ReduceMean", ["x"], ["t"], axes=[2], keepdims=1),
+            helper.make_node("ReduceMean", ["t"], ["y"], axes=[3], keepdims=1),
+        ],
+    }
+    for name, nodes in spellings.items():
+        model = helper.make_model(
+            helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+        )
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    report = validate_onnx_against_onnx(tmp_path / "parts.onnx", tmp_path / "mean.onnx", options({"N": 1}))
+    assert report.verdict == "passed", report.reason
+    assert all(c.policy_tolerance < 1e-3 for c in report.comparisons)
+
+
 def test_insensitive_inputs_and_outputs_are_not_passed_silently(tmp_path):
     zero = {"ws": ((slice(None), slice(None)), 0.0)}
     path = two_convs(tmp_path / "m.onnx", change=zero)

@@ -89,6 +89,50 @@ def test_reduction_sizes(tmp_path, op_type, weight, attributes, size):
     assert read_graph(path).tolerance("y") == pytest.approx(policy_tolerance("float32", 1, [size]))
 
 
+@pytest.mark.parametrize(
+    ("op_type", "axes", "attributes", "size"),
+    [
+        ("ReduceMean", [2, 3], {}, 35),
+        ("ReduceSum", [1, -1], {}, 21),
+        ("ReduceSum", None, {}, 210),
+        ("ReduceL1", [2], {}, 5),
+        ("ReduceL2", [2], {}, 5),
+        ("ReduceSumSquare", [3], {}, 7),
+        ("ReduceLogSumExp", [3], {}, 7),
+        ("ReduceLogSum", [3], {}, 7),
+        ("CumSum", [3], {}, 7),
+        ("GlobalAveragePool", None, {}, 35),
+        ("GlobalLpPool", None, {}, 35),
+        ("AveragePool", None, {"kernel_shape": [3, 4]}, 12),
+        ("LpPool", None, {"kernel_shape": [3, 4]}, 12),
+        ("Softmax", None, {"axis": 1}, 3),
+        ("LogSoftmax", None, {}, 7),
+        ("LpNormalization", None, {"axis": 1}, 3),
+        ("MeanVarianceNormalization", None, {}, 70),
+    ],
+)
+def test_what_sums_values_counts_them(tmp_path, op_type, axes, attributes, size):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 5, 7])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    inputs, initializers = ["x"], []
+    if axes is not None:
+        inputs.append("axes")
+        shape = [] if op_type == "CumSum" else [len(axes)]
+        initializers.append(numpy_helper.from_array(np.array(axes, np.int64).reshape(shape), "axes"))
+    graph = helper.make_graph([helper.make_node(op_type, inputs, ["y"], **attributes)], "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    assert read_graph(tmp_path / "m.onnx").tolerance("y") == pytest.approx(policy_tolerance("float32", 1, [size]))
+
+
+def test_a_reduction_that_is_not_known_is_assumed(tmp_path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), tmp_path / "m.onnx")
+    wanted = policy_tolerance("float32", 1, [UNKNOWN_REDUCTION])
+    assert read_graph(tmp_path / "m.onnx").tolerance("y") == pytest.approx(wanted)
+
+
 def test_a_cast_to_a_narrower_type_rounds(tmp_path):
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
