@@ -37,6 +37,9 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (4, (2, 3)),
     (1, (3, 2)),
 )
+# Batches of different names need not be equal: what holds only where they are has to show. Networks that want them equal
+# refuse it.
+_UNEQUAL_BATCHES = ((3, 1, 2), (6, 5))
 # Tried in this order, when the reference refuses most of the above (a U-Net wants multiples of its stride), until
 # ENOUGH sizes work.
 ENOUGH = 2
@@ -164,8 +167,11 @@ def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Si
     batch = batch_symbols(inputs)
     others = [s for s in symbols if s not in batch]
     sizes = []
-    for n, extents in _LARGER_SIZES if larger else _SIZES:
-        values = {s: n for s in symbols if s in batch}
+    wanted = [((n,), extents) for n, extents in (_LARGER_SIZES if larger else _SIZES)]
+    if len(batch) > 1 and not larger:
+        wanted.append(_UNEQUAL_BATCHES)
+    for batches, extents in wanted:
+        values = {s: batches[i % len(batches)] for i, s in enumerate(s for s in symbols if s in batch)}
         values |= {s: extents[i % len(extents)] for i, s in enumerate(others)}
         size = {s: values[s] for s in symbols}  # the order of the file
         if size not in sizes:

@@ -59,6 +59,15 @@ def test_default_sizes_are_several_odd_and_tiny_ones_with_n_1_and_4():
     assert default_sizes([TensorSpec("x", F32, (1, 3, 8, 8))]) == [{}]
 
 
+def test_batches_of_several_names_are_once_not_equal():
+    """A rewrite that takes one for the other agrees wherever they are."""
+    specs = [TensorSpec("a", F32, ("N", 3, "H", "W")), TensorSpec("b", F32, ("M", 2)), TensorSpec("c", F32, ("K", "H"))]
+    *equal, last = default_sizes(specs)
+    assert all(size["N"] == size["M"] == size["K"] for size in equal)
+    assert last == {"N": 3, "H": 6, "W": 5, "M": 1, "K": 2}
+    assert [size["N"] for size in default_sizes(SPECS)] == [size["N"] for size in equal], "one name: nothing is added"
+
+
 def test_values_are_seeded_and_every_set_has_its_own():
     size = {"N": 1, "H": 4, "W": 5}
     one, same = generate(SPECS, size, InputOptions(seed=3)), generate(SPECS, size, InputOptions(seed=3))
