@@ -167,6 +167,7 @@ def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Si
     batch = batch_symbols(inputs)
     others = [s for s in symbols if s not in batch]
     sizes = []
+    wanted: list[tuple[tuple[int, ...], tuple[int, ...]]]
     wanted = [((n,), extents) for n, extents in (_LARGER_SIZES if larger else _SIZES)]
     if len(batch) > 1 and not larger:
         wanted.append(_UNEQUAL_BATCHES)
