@@ -100,3 +100,32 @@ def test_weights_that_do_not_fit_are_named_with_what_was_expected():
         check_weights(config, {"nchw": (4, 2, 3, 5), "nch": (4, 1, 2)})
     with pytest.raises(BadInputError, match=r"shape \(4, 3\); .* 3 dimensions .* shape \(4, 0, 3\)$"):
         check_weights(config, {"nchw": (4, 2, 3, 5), "nch": (4, 3)})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"nchw": (2, 3, 5, 5)}, r"source nch \[N, C2, H\] is missing; this layer was built with 2 nch channels"),
+        (
+            {"nchw": (2, 3, 5, 5), "nch": (2, 2, 5), "nc": (2, 4)},
+            "source nc was given, but this layer was built without nc channels",
+        ),
+        (
+            {"nchw": (2, 3, 5, 5), "nch": (2, 4, 5)},
+            r"source nch must have 2 channels, but has shape \[2, 4, 5\]",
+        ),
+        (
+            {"nchw": (2, 3, 5, 5), "nch": (3, 2, 5)},
+            "source nch has batch 3 but nchw has batch 2; batches must be equal or 1",
+        ),
+        ({"nchw": (2, 3, 5, 5), "nch": (1, 2, 5)}, ""),
+        ({"nchw": (1, 3, 5, 5), "nch": (3, 2, 5)}, ""),
+    ],
+)
+def test_sources_that_do_not_fit_are_named_with_what_they_are(shapes, message):
+    arguments = MSConv2dConfig((1, 1, 0, 0), (1, 1)), shapes, {"nchw": 3, "nch": 2}
+    if not message:
+        check_sources(*arguments)
+        return
+    with pytest.raises(BadInputError, match=f"^MSConv2d: {message}$"):
+        check_sources(*arguments)
