@@ -126,12 +126,11 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
         return Refusal(problem, name)
     types = [found for found in (element_type(first), element_type(second)) if found is not None]
     dtype = types[0] if types else None
-    if dtype not in _FLOATS:
+    if dtype is None or dtype not in _FLOATS:  # to NumPy, None is float64
         what = "its element type is not known" if dtype is None else f"{dtype.name} has too few digits for what cancels"
         return Refusal(what, name)
     terms = dims[axis]
     assert isinstance(terms, int)
-    assert dtype is not None
     keepdims = bool(node.attrs.get("keepdims", 1))
     root = operator(node) == "ReduceL2"
     return Match(node, first, second, (one, two), alone[0][-1], alone[1][-1], axis, terms, shift, root, keepdims, dtype)
