@@ -33,7 +33,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.conditions import conditions  # noqa: E402
 from msconv_deploy.errors import ExitCode, MsconvError  # noqa: E402
 
 TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
@@ -291,7 +290,6 @@ def check(options: argparse.Namespace) -> int:
     content: Row = {
         "command": "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
-        "conditions": conditions(),
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "versions": {

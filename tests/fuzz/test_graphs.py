@@ -45,10 +45,10 @@ def test_graphs_agree(block, tally):
 
 
 def test_every_rule_is_applied():
-    """Over a few more graphs than one block, so that no rule is fuzzed in name only."""
+    """Over a few hundred graphs more at most, so that no rule is fuzzed in name only: the rarest is in one of sixty."""
     tally = Tally()
     index = GRAPHS
-    while set(tally.rewritten) != set(RULES) and index < GRAPHS + 150:
+    while set(tally.rewritten) != set(RULES) and index < GRAPHS + 450:
         tally.add(index, *check_number(SEED, index))
         index += 1
     assert set(tally.rewritten) == set(RULES), summary(tally, 1.0)
