@@ -125,6 +125,11 @@ class RangeGrid:
         return self.axis.kernel - self.last_min + 1
 
     @property
+    def rows(self) -> int:
+        """How many ``ranges`` there are, without making them."""
+        return (self.first_max + 1) * self.last_count
+
+    @property
     def ranges(self) -> tuple[TapRange, ...]:
         return tuple(
             (first, last) if first < last else (0, 0)

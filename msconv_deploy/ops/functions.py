@@ -52,8 +52,7 @@ def _check_tables(config: MSConv2dConfig) -> None:
     for axis, word in ((config.rows, "rows"), (config.columns, "columns")):
         if not config.has_border(axis):
             continue
-        grid = range_grid(axis)
-        rows = (grid.first_max + 1) * grid.last_count
+        rows = range_grid(axis).rows
         if rows * axis.kernel > _MOST_TABLE:
             raise BadInputError(
                 f"MSConv2d: a kernel of {axis.kernel} {word} with padding {axis.pad_before}+{axis.pad_after} has {rows:,} "

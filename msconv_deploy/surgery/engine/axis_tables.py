@@ -82,7 +82,7 @@ def axis_table(axis: Axis, extent: int | None, transposed: bool, output_padding:
             return None
         return AxisTable(axis, classes.membership(), classes.index)
     grid = range_grid(axis)
-    _check_rows((grid.first_max + 1) * grid.last_count)
+    _check_rows(grid.rows)
     return AxisTable(axis, grid.membership(), None)
 
 
