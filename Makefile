@@ -22,10 +22,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 # With LOCKED=FILE: the packages of that file by version and hash, all extras at once, and no other build from find-links.
+# Nothing is resolved (--no-deps): a resolver looks at the newest coverage[toml] although coverage is locked, and stops for want of a hash.
 ifeq ($(LOCKED),)
 install = $(PIP) -q -e '.[$(1)]'
 else
-install = PIP_FIND_LINKS= $(PIP) -q --require-hashes -r $(LOCKED) && $(PIP) -q --no-deps --no-build-isolation -e .
+install = PIP_FIND_LINKS= $(PIP) -q --require-hashes --no-deps -r $(LOCKED) && $(PIP) -q --no-deps --no-build-isolation -e .
 endif
 EXPORT_EXTRAS := torch,rtx
 TEST_EXTRAS := torch,rtx,models,test,lint,plugin,lean,serve,docs
