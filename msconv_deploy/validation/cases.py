@@ -19,6 +19,7 @@ from msconv_deploy.validation.inputs import (
     Inputs,
     complete_size,
     default_sizes,
+    elements,
     from_file,
     generate,
 )
@@ -28,6 +29,9 @@ from msconv_deploy.validation.tolerance import with_noise
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
     from polygraphy.comparator import IterationResult
+
+_MOST_UNASKED = 1 << 24
+"""Values of all inputs at a larger default size: twenty images of 512 x 512 with three channels."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +169,22 @@ def _at_default(graph: OnnxGraph, size: Size, options: ValidationOptions, index:
 
 
 def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs | RefusedCase]:
-    """The larger default sizes, numbered from ``index``; none for a model of static shapes."""
+    """The larger default sizes, numbered from ``index``; none for a model of static shapes.
+
+    They are for images. Beside a static extent of thousands one of them can take minutes and gigabytes, which nobody asked for.
+    """
     tried = {size_text(size) for size in (*default_sizes(graph.inputs), *options.inputs.sizes)}
     for number, size in enumerate(default_sizes(graph.inputs, larger=True), index):
-        if size_text(size) not in tried:
+        if size_text(size) in tried:
+            continue
+        try:
+            count = elements(graph.inputs, size)
+        except NotAnExtentError as error:
+            yield RefusedCase(size=size, reason=str(error))
+            continue
+        if count > _MOST_UNASKED:
+            yield RefusedCase(size=size, reason=f"its inputs would have {count:,} values, too many to be tried unasked")
+        else:
             yield _at_default(graph, size, options, number)
 
 

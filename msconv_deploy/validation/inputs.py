@@ -215,6 +215,15 @@ def complete_size(size: Size, inputs: Sequence[TensorSpec]) -> Size:
     return {**default_sizes(inputs)[0], **size}
 
 
+def elements(inputs: Sequence[TensorSpec], size: Size) -> int:
+    """Number of values of all inputs together.
+
+    Raises:
+        NotAnExtentError: a dimension cannot be computed for this size.
+    """
+    return sum(math.prod(extent(dim, size) for dim in spec.dims) for spec in inputs)
+
+
 # -- values ----------------------------------------------------------------------------------------------------------
 
 

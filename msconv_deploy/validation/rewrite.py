@@ -9,7 +9,7 @@ Three checks:
 * Outputs: the models as they are deployed, with optimizations, against the original without; the tolerance is the
   larger of the policy's and four times the original's own noise.
 * Both are widened where a pairwise distance is rewritten, by a bound from its operands (:mod:`.cancellation`), and where
-  values differ, by four times what the original makes of a rounding of its inputs (:mod:`.rounding`).
+  values differ, by four times what the original makes of a rounding of its inputs and of the sites' sums (:mod:`.rounding`).
 * Interface: inputs, outputs, their order, types and symbolic dims, opsets, metadata.
 
 Sizes at which the original computes nothing, or nothing defined (:mod:`.joins`), count for neither comparison.
@@ -34,13 +34,14 @@ from msconv_deploy.reporting import Comparison, Verification
 from msconv_deploy.reporting.validation import RefusedCase
 from msconv_deploy.validation.cancellation import allowances
 from msconv_deploy.validation.cases import Failure, OutputTolerance, Reference, UsableCase, collect, tensor_tolerance
-from msconv_deploy.validation.difference import difference
+from msconv_deploy.validation.difference import TensorDifference, difference
 from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.graph import OnnxGraph, graph_of
 from msconv_deploy.validation.inputs import Inputs, mentioned_sizes
 from msconv_deploy.validation.interface import interface_changes
 from msconv_deploy.validation.joins import extent_nodes, joins_of, undefined
 from msconv_deploy.validation.judging import judge, not_run, overall
+from msconv_deploy.validation.magnitudes import movable, summed_magnitudes
 from msconv_deploy.validation.options import ValidationOptions
 from msconv_deploy.validation.rounding import carried_rounding
 from msconv_deploy.validation.sensitivity import insensitive
@@ -261,7 +262,7 @@ class _Work:
                 case.tolerances[name] = OutputTolerance(value, policy, noise.value, usable)
 
     def _with_rounding(self, runtime: str, cases: Sequence[UsableCase], rows: list[Comparison]) -> list[Comparison]:
-        """Values that differ, judged again by what a rounding of the inputs does to them in the original."""
+        """Values that differ, judged again by what a rounding of the inputs and sums does to them in the original."""
         differing = {
             (row.case, row.output): row.difference for row in rows if row.verdict == "differ" and not row.exact
         }
@@ -272,7 +273,7 @@ class _Work:
             values = {name: np.asarray(case.expected[name]) for name, amount in amounts.items() if amount is not None}
             if not values:
                 continue
-            found = carried_rounding(self.reference.runner, case.inputs, values, self.options.inputs.seed)
+            found = self._carried_rounding(case.inputs, values)
             for name, noise in found.items():
                 policy = case.tolerances[name].policy
                 value, usable = with_noise(policy, noise.value)
@@ -282,6 +283,13 @@ class _Work:
                     widest = max(value, case.tolerances[name].value)
                     case.tolerances[name] = OutputTolerance(widest, policy, noise.value, usable)
         return [row for case in cases for row in _judged(runtime, case, self.graph)]
+
+    def _carried_rounding(self, inputs: Inputs, expected: Mapping[str, Any]) -> dict[str, TensorDifference]:
+        """By tensor; the sums of pairwise distances have bounds of their own and stay where they are."""
+        sums = [site.own_output for site in self.sites if site.distance is None]
+        with movable(self.original, summed_magnitudes(self.path, self.original, sums, inputs)) as moves:
+            runner = self._runner(self.original, "reference, moved", "none", self.site_outputs)
+        return carried_rounding(runner, inputs, expected, self.options.inputs.seed, moves)
 
     def _allow_cancellation(self, cases: Sequence[UsableCase]) -> None:
         """Let the bounds of pairwise distances widen the tolerances of what they reach."""

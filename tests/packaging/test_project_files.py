@@ -84,7 +84,9 @@ def test_ci_installs_from_the_lock():
     assert "LOCKED=.ci/requirements.txt" in (ROOT / ".ci" / "run").read_text()
     command = ["make", "-n", "-B", "export", "LOCKED=.ci/requirements.txt"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--require-hashes --no-deps -r .ci/requirements.txt" in said  # nothing is resolved, so nothing newer is looked at
+    assert (
+        "--require-hashes --no-deps -r .ci/requirements.txt" in said
+    )  # nothing is resolved, so nothing newer is looked at
     assert "--no-deps --no-build-isolation -e ." in said
     users = subprocess.run(
         ["make", "-n", "-B", "export", "LOCKED="], cwd=ROOT, capture_output=True, text=True, check=True

@@ -15,6 +15,8 @@ from msconv_deploy.errors import BadInputError, NotAvailableError, OutputsDiffer
 from msconv_deploy.reporting import ValidationReport
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.validation import InputOptions, ValidationOptions, validate_onnx_against_onnx
+from msconv_deploy.validation.cases import _larger
+from msconv_deploy.validation.graph import graph_of
 from tests.validation.networks import single_op, two_convs
 
 WRONG = {"w2": ((1, 3, 0, 0), 0.05)}
@@ -167,6 +169,27 @@ def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
     assert report.verdict == "passed"
     assert [c.size for c in report.cases] == [{"N": 4, "H": 64, "W": 96}, {"N": 2, "H": 160, "W": 128}]
     assert len(report.refused) == 6
+
+
+def test_larger_sizes_beside_a_huge_static_extent_are_not_tried_unasked(tmp_path):
+    """At the largest the input would take 12 GiB; the user may still ask for one."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, [4096, 3, "H", "W"])],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(np.array([4096, 3, 7, 7]), "shape")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    with pytest.raises(UnverifiedError):
+        validate_onnx_against_onnx(path, path)
+    model, limits = graph_of(onnx.load(path), path), ValidationOptions()
+    larger = list(_larger(model, limits, 0))
+    assert [refused.size["H"] for refused in larger] == [64, 160, 256, 512]
+    assert all("too many to be tried unasked" in refused.reason for refused in larger)
+    asked = validate_onnx_against_onnx(path, path, options({"H": 7, "W": 7}))
+    assert asked.verdict == "passed"
 
 
 def test_a_file_that_fails_where_the_reference_runs_differs(tmp_path):
