@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 INCLUDED = sorted({m[1] for page in include_results.pages() for m in include_results.BLOCK.finditer(page.read_text())})
 
 
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
 @pytest.mark.parametrize("name", INCLUDED)
 def test_a_table_says_by_which_command_and_under_which_conditions_it_was_made(name):
     """The day, the machine, versions: benchmarks/conditions.py."""
@@ -34,10 +40,26 @@ def test_a_table_says_by_which_command_and_under_which_conditions_it_was_made(na
 
 @pytest.mark.parametrize("page", ["README.md", "docs/how-it-works.md"])
 def test_how_wrong_the_shortcut_is(page):
-    worst = json.loads((ROOT / "benchmarks" / "results" / "exactness.json").read_text(encoding="utf-8"))["worst"]
+    worst = result("exactness")["worst"]
     (shortcut,) = (row for name, row in worst.items() if "(wrong)" in name)
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     assert re.findall(r"by up to ([\d.]+) times the largest output", text) == [f"{shortcut['border']:.1f}"]
+
+
+def test_how_much_faster_files_from_elsewhere_are():
+    zoo = result("speed_zoo")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    mean, most = re.search(r"([\d.]+) times as fast in the geometric mean, up to ([\d.]+) times", text).groups()
+    assert mean == f"{zoo['summary']['geometric_mean']:.2f}"
+    assert most == f"{max(row['optimized']['ratio'] for row in zoo['rows']):.1f}"
+    assert not zoo["summary"]["slower"]
+    assert "No file became slower" in text
+
+
+def test_how_far_estimates_are_off():
+    text = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    error = result("cost_model")["summary"]["default"]["mean_error"]
+    assert re.findall(r"Estimated gains are off by (\d+)%", text) == [f"{100 * error:.0f}"]
 
 
 def test_every_extra_is_in_the_table_of_extras():
