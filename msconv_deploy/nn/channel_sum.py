@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn.geometry import (
+    Mode,
     Numbers,
     Padding,
     check_image,
     checked_mode,
     describe,
-    kernel_pair,
     padded,
+    pair,
     tap_slices,
     window_axes,
 )
-from msconv_deploy.nn.msconv2d import Mode
 from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.configuration import PaddingMode
 from msconv_deploy.ops.conv_matrix import check_extents
@@ -72,7 +72,7 @@ class ChannelSumConv2d(nn.Module):
         if layout not in get_args(Layout):
             raise BadInputError(f'{name}: layout is {layout!r}; known are "windows" and "taps"')
         self.in_channels = in_channels
-        self.kernel_size = kernel_pair(name, kernel_size)
+        self.kernel_size = pair(name, "kernel_size", kernel_size)
         self.rows, self.columns = window_axes(name, self.kernel_size, stride, padding, dilation)
         self.padding_mode: Mode = padding_mode
         self.layout: Layout = layout

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.nn.geometry import Numbers, Padding, checked_mode, window_axes
-from msconv_deploy.nn.msconv2d import Mode
+from msconv_deploy.nn.geometry import Mode, Numbers, Padding, checked_mode, window_axes
 from msconv_deploy.ops.conv_matrix import conv_entries
 
 

@@ -14,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn.geometry import (
+    Mode,
     Numbers,
     Padding,
     check_image,
     checked_mode,
     describe,
-    kernel_pair,
     padded,
+    pair,
     patches,
     window_axes,
 )
-from msconv_deploy.nn.msconv2d import Mode
 from msconv_deploy.nn.recording import recording, recording_script
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.conv_matrix import check_extents
@@ -98,7 +98,7 @@ class DynamicConv2d(nn.Module):
                 f"{name}: filter_network must be an nn.Module, but is a {type(filter_network).__name__}"
             )
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = kernel_pair(name, kernel_size)
+        self.kernel_size = pair(name, "kernel_size", kernel_size)
         self.rows, self.columns = window_axes(name, self.kernel_size, stride, padding, dilation)
         self.padding_mode: Mode = padding_mode
         self._mode = checked_mode(name, padding_mode)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.nn.msconv2d import Mode
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.configuration import PaddingMode
 
+Mode = Literal["zeros", "reflect", "replicate", "circular"]
 Numbers = int | Sequence[int]
 Padding = Numbers | str
 """``"same"``, ``"valid"``, one number, one per axis, or all befores and then all afters: top, left, bottom, right."""
@@ -36,17 +37,21 @@ def window_axes(
     kernel = _per_axis(operator, "kernel_size", kernel_shape, rank, 1)
     strides = _per_axis(operator, "stride", stride, rank, 1)
     dilations = _per_axis(operator, "dilation", dilation, rank, 1)
-    pads = _pads(operator, padding, kernel, strides, dilations)
+    pads = window_pads(operator, padding, kernel, strides, dilations)
     return tuple(map(Axis, kernel, strides, dilations, pads[:rank], pads[rank:]))
 
 
-def kernel_pair(operator: str, kernel_size: Numbers) -> tuple[int, int]:
-    """Height and width of a kernel.
+def pair(operator: str, name: str, value: Numbers, least: int = 1) -> tuple[int, int]:
+    """An argument's values for height and width.
+
+    Args:
+        operator, name: whose argument and which, for messages.
+        least: what they may be.
 
     Raises:
-        BadInputError: it is neither an integer nor a pair of integers, each at least 1.
+        BadInputError: it is neither an integer nor a pair of integers, each of at least that.
     """
-    height, width = _per_axis(operator, "kernel_size", kernel_size, 2, 1)
+    height, width = _per_axis(operator, name, value, 2, least)
     return height, width
 
 
@@ -59,10 +64,14 @@ def _per_axis(operator: str, name: str, value: Numbers, rank: int, least: int) -
     return numbers
 
 
-def _pads(
+def window_pads(
     operator: str, padding: Padding, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[int, ...]:
-    """All befores, then all afters."""
+    """All befores, then all afters; arguments as those of :func:`window_axes`, one number per axis.
+
+    Raises:
+        BadInputError: the padding is not of that form, or is ``"same"`` with a stride.
+    """
     rank = len(kernel)
     if isinstance(padding, str):
         if padding not in ("same", "valid"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.nn import operator
 from msconv_deploy.nn.functional import class_membership, msconv2d
+from msconv_deploy.nn.geometry import Mode, Numbers, pair, window_pads
 from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.configuration import SOURCE_NAMES, MSConv2dConfig, PaddingMode, PaddingSemantics
@@ -25,9 +26,7 @@ from msconv_deploy.ops.shapes import (
     weight_shape,
 )
 
-IntPair = int | Sequence[int]
 Semantics = Literal["source", "tiled"]
-Mode = Literal["zeros", "reflect", "replicate", "circular"]
 _MODES = get_args(Mode)
 
 
@@ -58,13 +57,6 @@ class TiledWeight(nn.Module):
         return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}"
 
 
-def _pair(value: IntPair, name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
-        raise BadInputError(f"MSConv2d: {name} must be an integer or a pair of integers, but is {value!r}")
-    return pair[0], pair[1]
-
-
 class MSConv2d(nn.Module):
     """Two-dimensional convolution of up to four sources, computed without tiling them.
 
@@ -90,10 +82,10 @@ class MSConv2d(nn.Module):
         self,
         in_channels: Sequence[int],
         out_channels: int,
-        kernel_size: IntPair,
-        stride: IntPair = 1,
-        padding: IntPair | str = 0,
-        dilation: IntPair = 1,
+        kernel_size: Numbers,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: Mode = "zeros",
@@ -112,10 +104,12 @@ class MSConv2d(nn.Module):
             raise BadInputError(f'MSConv2d: padding_semantics is {padding_semantics!r}; known are "source" and "tiled"')
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size, "kernel_size")
-        self.stride = _pair(stride, "stride")
-        self.dilation = _pair(dilation, "dilation")
-        self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else _pair(padding, "padding")
+        self.kernel_size = pair("MSConv2d", "kernel_size", kernel_size)
+        self.stride = pair("MSConv2d", "stride", stride)
+        self.dilation = pair("MSConv2d", "dilation", dilation)
+        self.padding: tuple[int, int] | str
+        self.padding = padding if isinstance(padding, str) else pair("MSConv2d", "padding", padding, 0)
+        pads = window_pads("MSConv2d", self.padding, self.kernel_size, self.stride, self.dilation)
         self.groups = groups
         self.padding_mode: Mode = padding_mode
         self.padding_semantics: Semantics = padding_semantics
@@ -125,7 +119,7 @@ class MSConv2d(nn.Module):
             has_bias=int(bias),
             strides=self.stride,
             dilations=self.dilation,
-            pads=self._pads(),
+            pads=pads,  # type: ignore[arg-type]
             group=groups,
             padding_semantics=PaddingSemantics[padding_semantics.upper()],
             padding_mode=PaddingMode[padding_mode.upper()],
@@ -134,19 +128,6 @@ class MSConv2d(nn.Module):
         check_channels(self.config, self._channels, out_channels)
         self._make_blocks(bias, {"device": device, "dtype": dtype})
         self._single_node = False
-
-    def _pads(self) -> tuple[int, int, int, int]:
-        """top, left, bottom, right. ``"same"`` puts the odd one at the end, as `nn.Conv2d` does."""
-        if isinstance(self.padding, tuple):
-            return self.padding * 2
-        if self.padding == "valid":
-            return (0, 0, 0, 0)
-        if self.padding != "same":
-            raise BadInputError(f'MSConv2d: padding is {self.padding!r}; known words are "same" and "valid"')
-        if self.stride != (1, 1):
-            raise BadInputError(f'MSConv2d: padding "same" needs stride 1, but the stride is {self.stride}')
-        total = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        return (total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2)
 
     def _make_blocks(self, bias: bool, factory: dict[str, Any]) -> None:
         config = self.config

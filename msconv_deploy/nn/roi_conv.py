@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from msconv_deploy.errors import BadInputError
-from msconv_deploy.nn.geometry import Numbers, Padding, check_image, checked_mode, window_axes
-from msconv_deploy.nn.msconv2d import Mode
+from msconv_deploy.nn.geometry import Mode, Numbers, Padding, check_image, checked_mode, window_axes
 from msconv_deploy.nn.recording import recording
 from msconv_deploy.ops.border_classes import Axis
 from msconv_deploy.ops.configuration import PaddingMode

@@ -35,8 +35,8 @@ class TensorDifference:
         return not self.problem and not self.unusable and self.value <= tolerance
 
 
-def is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+def is_float(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def difference(a: np.ndarray, b: np.ndarray, border_reach: int = 0) -> TensorDifference:
@@ -51,9 +51,9 @@ def difference(a: np.ndarray, b: np.ndarray, border_reach: int = 0) -> TensorDif
     """
     if a.shape != b.shape:
         return TensorDifference(math.inf, problem=f"shape {list(a.shape)}, but the reference has {list(b.shape)}")
-    if is_float(a) != is_float(b) or (not is_float(b) and a.dtype != b.dtype):
+    if is_float(a.dtype) != is_float(b.dtype) or (not is_float(b.dtype) and a.dtype != b.dtype):
         return TensorDifference(math.inf, problem=f"type {a.dtype.name}, but the reference has {b.dtype.name}")
-    if not is_float(b):
+    if not is_float(b.dtype):
         wrong = int(np.count_nonzero(a != b))
         problem = f"{wrong} of {b.size} integer or boolean values differ" if wrong else ""
         return TensorDifference(math.inf if wrong else 0.0, exact=True, problem=problem)

@@ -232,7 +232,7 @@ def diverges_from_module(
 def is_float_type(graph: OnnxGraph, name: str) -> bool:
     """Does the tensor hold floats? A type that inference does not know counts as one: its values are read anyway."""
     dtype = graph.dtypes.get(name)
-    return dtype is None or dtype.kind == "f" or dtype.name == "bfloat16"
+    return dtype is None or is_float(dtype)
 
 
 def _chunks(names: list[str]) -> Iterator[list[str]]:
@@ -301,7 +301,7 @@ def _submodule_outputs(reference: NamedModule, inputs: Inputs) -> OrderedDict[st
     finally:
         for handle in handles:
             handle.remove()
-    once = OrderedDict((path, value) for path, value in outputs.items() if calls[path] == 1 and is_float(value))
+    once = OrderedDict((path, value) for path, value in outputs.items() if calls[path] == 1 and is_float(value.dtype))
     once.update(("=" + name, to_numpy(value)) for name, value in results.items())
     return once
 

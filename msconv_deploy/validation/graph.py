@@ -17,6 +17,7 @@ from onnx import inliner
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.model_files import check_graph, check_size, explaining, read_model
 from msconv_deploy.ops.symbolic import Dim
+from msconv_deploy.validation.difference import is_float
 from msconv_deploy.validation.tolerance import ErrorPath
 
 UNKNOWN_REDUCTION = 1024
@@ -252,20 +253,16 @@ def _analyse(graph: OnnxGraph, model: onnx.ModelProto, sums: bool) -> None:
                 graph.errors[name] = arrived.rounded(dtype)
             elif reductions:
                 graph.errors[name] = arrived.rounded(dtype, len(reductions)).accumulated(dtype, sum(reductions))
-            elif node.op_type in _EXACT or not _is_float(dtype):
+            elif node.op_type in _EXACT or not is_float(dtype):
                 graph.errors[name] = arrived
             else:
                 graph.errors[name] = arrived.rounded(dtype)
 
 
-def _is_float(dtype: np.dtype) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"
-
-
 def _narrows(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
     target = graph.dtypes.get(node.output[0])
     source = graph.dtypes.get(node.input[0])
-    return target is not None and _is_float(target) and (source is None or source.itemsize > target.itemsize)
+    return target is not None and is_float(target) and (source is None or source.itemsize > target.itemsize)
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,6 +20,7 @@ import onnx
 
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.ops.symbolic import Dim, NotAnExtentError, Size, extent, names_in, size_text
+from msconv_deploy.validation.difference import is_float
 from msconv_deploy.validation.graph import TensorSpec
 
 Range = tuple[float, float]
@@ -364,7 +365,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def _converted(path: Path, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if array.dtype == spec.dtype:
         return array
-    if array.dtype.kind == "f" and (spec.dtype.kind == "f" or spec.dtype.name == "bfloat16"):
+    if is_float(array.dtype) and is_float(spec.dtype):
         return array.astype(spec.dtype)
     if array.dtype.kind in "iub" and spec.dtype.kind in "iub":
         converted = array.astype(spec.dtype)

@@ -58,7 +58,7 @@ def row(
     expected = np.asarray(case.expected[name])
     tested = case.results.get(runtime)
     value = None if tested is None else np.asarray(tested[name])
-    exact = not is_float(expected)
+    exact = not is_float(expected.dtype)
     return Comparison(
         runtime=runtime,
         case=case.inputs.name,

@@ -55,7 +55,7 @@ def save(folder: Path, model: Path, cases: Sequence[UsableCase], force: bool) ->
 def _largest(value: Any) -> float:
     """max|b|, the denominator of the difference; 0 for integers, which must be equal."""
     array = np.asarray(value)
-    if not is_float(array) or array.size == 0:
+    if not is_float(array.dtype) or array.size == 0:
         return 0.0
     finite = array[np.isfinite(array)]
     return float(np.abs(finite.astype(np.float64)).max(initial=0.0))

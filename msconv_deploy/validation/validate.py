@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from msconv_deploy.errors import BadInputError
 from msconv_deploy.reporting import Divergence, ValidationReport
 from msconv_deploy.runtimes import Settings, get_runtime
@@ -146,11 +144,7 @@ def _check_same_interface(graph: OnnxGraph, other: OnnxGraph) -> None:
         dtypes = {spec.name: spec.dtype for spec in theirs}
         for spec in mine:
             one, two = spec.dtype, dtypes[spec.name]
-            if one != two and not (_is_float_dtype(one) and _is_float_dtype(two)):
+            if one != two and not (is_float(one) and is_float(two)):
                 raise BadInputError(
                     f"{graph.path}: {spec.name} is {one.name}, but {two.name} in the reference {other.path}"
                 )
-
-
-def _is_float_dtype(dtype: np.dtype) -> bool:
-    return is_float(np.empty(0, dtype))
