@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from polygraphy.comparator import IterationResult
 
 _MOST_UNASKED = 1 << 24
-"""Values of all inputs at a larger default size: twenty images of 512 x 512 with three channels."""
+"""Values of all inputs together at a default size: twenty images of 512 x 512 with three channels."""
 
 
 @dataclass(frozen=True)
@@ -162,29 +163,37 @@ def _wanted(graph: OnnxGraph, options: ValidationOptions) -> Iterator[Inputs | R
 
 
 def _at_default(graph: OnnxGraph, size: Size, options: ValidationOptions, index: int) -> Inputs | RefusedCase:
+    """Inputs of a default size.
+
+    The sizes are those of images. Beside a static extent of thousands some of them take minutes and gigabytes, which nobody
+    asked for: they are refused, but for the smallest.
+    """
     try:
+        count = elements(graph.inputs, size)
+        if count > max(_MOST_UNASKED, _fewest_elements(graph)):
+            return RefusedCase(
+                size=size,
+                reason=f"its inputs would have {count:,} values, too many to be tried unasked; --input-shape asks for them",
+            )
         return generate(graph.inputs, size, options.inputs, index)
     except NotAnExtentError as error:
         return RefusedCase(size=size, reason=str(error))
 
 
-def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs | RefusedCase]:
-    """The larger default sizes, numbered from ``index``; none for a model of static shapes.
+def _fewest_elements(graph: OnnxGraph) -> int:
+    """Number of values of the inputs at the smallest default size that they have."""
+    counts = []
+    for size in default_sizes(graph.inputs):
+        with suppress(NotAnExtentError):
+            counts.append(elements(graph.inputs, size))
+    return min(counts, default=0)
 
-    They are for images. Beside a static extent of thousands one of them can take minutes and gigabytes, which nobody asked for.
-    """
+
+def _larger(graph: OnnxGraph, options: ValidationOptions, index: int) -> Iterator[Inputs | RefusedCase]:
+    """The larger default sizes, numbered from ``index``; none for a model of static shapes."""
     tried = {size_text(size) for size in (*default_sizes(graph.inputs), *options.inputs.sizes)}
     for number, size in enumerate(default_sizes(graph.inputs, larger=True), index):
-        if size_text(size) in tried:
-            continue
-        try:
-            count = elements(graph.inputs, size)
-        except NotAnExtentError as error:
-            yield RefusedCase(size=size, reason=str(error))
-            continue
-        if count > _MOST_UNASKED:
-            yield RefusedCase(size=size, reason=f"its inputs would have {count:,} values, too many to be tried unasked")
-        else:
+        if size_text(size) not in tried:
             yield _at_default(graph, size, options, number)
 
 

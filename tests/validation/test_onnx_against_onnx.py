@@ -12,11 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from msconv_deploy.errors import BadInputError, NotAvailableError, OutputsDifferError, UnverifiedError
-from msconv_deploy.reporting import ValidationReport
+from msconv_deploy.reporting import RefusedCase, ValidationReport
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.validation import InputOptions, ValidationOptions, validate_onnx_against_onnx
-from msconv_deploy.validation.cases import _larger
+from msconv_deploy.validation.cases import _at_default, _larger
 from msconv_deploy.validation.graph import graph_of
+from msconv_deploy.validation.inputs import default_sizes
 from tests.validation.networks import single_op, two_convs
 
 WRONG = {"w2": ((1, 3, 0, 0), 0.05)}
@@ -171,25 +172,43 @@ def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
     assert len(report.refused) == 6
 
 
-def test_larger_sizes_beside_a_huge_static_extent_are_not_tried_unasked(tmp_path):
-    """At the largest the input would take 12 GiB; the user may still ask for one."""
+def test_default_sizes_beside_a_huge_static_extent_are_not_tried_unasked(tmp_path):
+    """At the largest the input would take 12 GiB; what is small is tried, and the user may ask for anything."""
+    weight = numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "w")
     graph = helper.make_graph(
-        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
         "g",
         [helper.make_tensor_value_info("x", FLOAT, [4096, 3, "H", "W"])],
         [helper.make_tensor_value_info("y", FLOAT, None)],
-        [numpy_helper.from_array(np.array([4096, 3, 7, 7]), "shape")],
+        [weight],
     )
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
-    with pytest.raises(UnverifiedError):
-        validate_onnx_against_onnx(path, path)
-    model, limits = graph_of(onnx.load(path), path), ValidationOptions()
-    larger = list(_larger(model, limits, 0))
+    report = validate_onnx_against_onnx(path, path)
+    assert report.verdict == "passed"
+    assert [case.size for case in report.cases] == [
+        {"H": h, "W": w} for h, w in ((17, 23), (33, 18), (1, 1), (2, 3), (3, 2))
+    ]
+    (refused,) = report.refused
+    assert (refused.size, "18,874,368 values, too many" in refused.reason) == ({"H": 32, "W": 48}, True)
+    larger = list(_larger(graph_of(onnx.load(path), path), ValidationOptions(), 0))
     assert [refused.size["H"] for refused in larger] == [64, 160, 256, 512]
-    assert all("too many to be tried unasked" in refused.reason for refused in larger)
-    asked = validate_onnx_against_onnx(path, path, options({"H": 7, "W": 7}))
-    assert asked.verdict == "passed"
+    asked = validate_onnx_against_onnx(path, path, options({"H": 32, "W": 48}))
+    assert (asked.verdict, [case.size["H"] for case in asked.cases]) == ("passed", [32])
+
+
+def test_a_model_that_is_huge_at_any_size_is_tried_at_the_smallest(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["N", 1 << 25])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, None)],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    model = graph_of(onnx.load(path), path)
+    found = {size["N"]: _at_default(model, size, ValidationOptions(), 0) for size in default_sizes(model.inputs)}
+    assert {n: isinstance(one, RefusedCase) for n, one in found.items()} == {1: False, 4: True, 2: True}
 
 
 def test_a_file_that_fails_where_the_reference_runs_differs(tmp_path):
