@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from msconv_deploy import __version__
 from msconv_deploy.cli import convert, diff, doctor, engine, export, inspect, optimize, package, plugin, serve, validate
+from msconv_deploy.cli.guard import guarded
 from msconv_deploy.cli.memory import limits_kept
 from msconv_deploy.cli.terminal import Streams, say
 from msconv_deploy.errors import ExitCode, MsconvError
@@ -22,6 +24,9 @@ INTERNAL_ERROR = "internal error"
 
 # Typer brings its own copy of click from some version on; its exceptions are reached through the names it exports.
 _ClickError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+_READS_MODELS = frozenset({"export", "inspect", "optimize", "convert", "validate", "diff", "engine", "package"})
+"""Verbs that give models to native code and then end; a server has somebody who watches it."""
 
 app = typer.Typer(
     name="msconv",
@@ -55,6 +60,14 @@ def _root(
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point: runs a verb and turns every expected error into one message and its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in _READS_MODELS:
+        sys.exit(guarded(partial(_run, given), given))
+    sys.exit(_run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    """A verb in this process, with the program's signals and streams."""
     signal.signal(signal.SIGTERM, _terminated)
     streams = Streams()
     code = main(arguments)
@@ -62,7 +75,7 @@ def run(arguments: list[str] | None = None) -> None:
     if failure is not None:
         say(f"msconv: standard output cannot be written: {failure.strerror or failure}", err=True)
         code = code or int(ExitCode.BAD_INPUT)
-    sys.exit(code)
+    return code
 
 
 def _terminated(number: int, frame: object) -> None:

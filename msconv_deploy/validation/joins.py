@@ -1,10 +1,11 @@
 """Sizes at which a model runs in ONNX Runtime although what it computes there is not defined.
 
 In ONNX the inputs of a Concat have the same extents but along its axis. ONNX Runtime does not hold an empty input to that:
-the result has the channels of such an input, and in them whatever was in memory. Tiny images come to it: of an extent of 1,
-an AveragePool with a window of 2 and no padding makes 1 there ((1 - 2) / 2 is rounded towards zero), while the arithmetic
-that exporters write for the same extent makes 0, so that an Expand to it is empty. Two runs, or two spellings, then differ
-by as much as the values themselves, and neither is wrong.
+the result has the channels of such an input, and in them whatever was in memory; or the extents of the first input, where all
+are empty and others have other ones. Tiny images come to it: of an extent of 1, an AveragePool with a window of 2 and no
+padding makes 1 there ((1 - 2) / 2 is rounded towards zero), while the arithmetic that exporters write for the same extent makes
+0, so that an Expand to it is empty. Two runs, or two spellings, then differ by as much as the values themselves, and neither is
+wrong.
 """
 
 from __future__ import annotations
@@ -39,17 +40,22 @@ class Join:
     def undefined(self, shapes: Mapping[str, Sequence[int]]) -> str:
         """Why the result is not defined where the inputs have these shapes; empty if it is.
 
-        An empty input with an extent of 0 along the axis adds nothing, and one beside none but empty ones is not looked at.
+        An empty input with an extent of 0 along the axis adds nothing.
         """
         empty = [name for name in self.inputs if math.prod(shapes[name]) == 0 and _extent(shapes[name], self.axis)]
         filled = [name for name in self.inputs if math.prod(shapes[name])]
-        if not empty or not filled:
+        if not empty:
             return ""
-        first, second = (f"{name} {list(shapes[name])}" for name in (filled[0], empty[0]))
-        return (
-            f"what it computes there is not defined: Concat {self.node} joins {first} and {second}, which has no values for "
-            "the extent that it adds"
-        )
+        others = filled or [name for name in empty[1:] if self._across(shapes[name]) != self._across(shapes[empty[0]])]
+        if not others:
+            return ""
+        first, second = (f"{name} {list(shapes[name])}" for name in (others[0], empty[0]))
+        why = "which has no values for the extent that it adds" if filled else "which differ in other extents"
+        return f"what it computes there is not defined: Concat {self.node} joins {first} and {second}, {why}"
+
+    def _across(self, shape: Sequence[int]) -> list[int]:
+        """The extents but for that along the axis."""
+        return [extent for index, extent in enumerate(shape) if index != self.axis % len(shape)]
 
 
 def joins_of(model: onnx.ModelProto, graph: OnnxGraph) -> list[Join]:

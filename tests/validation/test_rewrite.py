@@ -293,6 +293,8 @@ def test_original_and_rewritten_stay_as_they_are_where_concats_are_looked_at(tmp
         (1, [(1, 3, 4, 4), (0,)], True),  # what PyTorch calls an empty tensor: passed over
         (1, [(1, 3, 0, 4), (1, 2, 0, 4)], True),  # the result is empty too
         (1, [(0, 3, 4, 4), (1, 2, 4, 4)], False),
+        (1, [(2, 3, 0, 4), (1, 2, 0, 4)], False),  # all are empty, and do not fit
+        (-3, [(2, 3, 0, 4), (0,), (2, 2, 0, 4), (2, 0, 0, 5)], True),  # the last one adds nothing
     ],
 )
 def test_what_a_concat_does_not_define(axis, shapes, defined):

@@ -18,6 +18,9 @@ from msconv_deploy.errors import MsconvError
 from msconv_deploy.ops.forms import Form
 from msconv_deploy.surgery.optimize import Result, optimize_model
 from msconv_deploy.surgery.rules import tiled_distance
+from msconv_deploy.validation.exposure import exposed
+from msconv_deploy.validation.graph import graph_of
+from msconv_deploy.validation.joins import extent_nodes, joins_of, undefined
 from tests.fuzz.graphs.case import Case
 from tests.fuzz.graphs.reference import (
     TOLERANCE,
@@ -109,6 +112,8 @@ def _check(case: Case, outcome: Outcome, stage: Stage) -> None:
         raise CheckFailedError("generator", _first_line(error)) from None
     stage("load the original")
     original, refusal = _loaded(case.model)
+    if case.deployed:
+        _loaded(case.model, True)  # its optimizations may end the process by themselves
     stage("optimize")
     before = case.model.SerializeToString(deterministic=True)
     result = _optimized(case)
@@ -215,6 +220,7 @@ def _without_our_functions(original: onnx.ModelProto, result: onnx.ModelProto) -
 
 
 def _compare(case: Case, original, result: Result, outcome: Outcome, stage: Stage) -> None:
+    stage("load the result")
     rewritten, refusal = _loaded(result.model, case.deployed)
     if rewritten is None:
         if case.deployed and _loaded(case.model, True)[0] is None:
@@ -292,7 +298,7 @@ def runs(case: Case) -> bool:
 
 
 def _computes_nothing(case: Case, result: Result, number: int, given: dict[str, NDArray]) -> bool:
-    """Is there no window in the image of a rewritten site, no pixel in it, or nothing at all that it computes?
+    """Is there no window in the image of a rewritten site, no pixel in it, nothing that it computes, or nothing defined?
 
     Of windows that do not fit into an image there are none, where a convolution refuses the image; one without pixels has
     windows of padding alone; -1 in the shape of a Reshape is not known of nothing. A rewrite may refuse all of these, as the
@@ -309,9 +315,16 @@ def _computes_nothing(case: Case, result: Result, number: int, given: dict[str, 
     known = {value.name for value in model.graph.output}
     wanted = {site.output for site in result.sites if site.decision == "rewritten"} - known
     computed = {name for node in model.graph.node for name in node.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(wanted & computed))
-    values, refusal = _loaded(model)
-    return not refusal and any(not np.size(value) for value in values.run(None, given))
+    joins = joins_of(model, graph_of(model, Path(), sums=False))
+    extents = extent_nodes(joins)
+    wanted = sorted(wanted & computed)
+    with exposed(model, [*wanted, *(node.output[0] for node in extents)], extents):
+        values, refusal = _loaded(model)
+        names = [value.name for value in model.graph.output]
+    if refusal:
+        return False
+    found = dict(zip(names, values.run(None, given), strict=True))
+    return any(not np.size(found[name]) for name in (*wanted, *known)) or bool(undefined(joins, found))
 
 
 def _exact(case: Case, kind: str) -> Exact | None:
