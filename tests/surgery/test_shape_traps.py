@@ -8,6 +8,8 @@ import onnx
 import pytest
 from onnx import helper
 
+from msconv_deploy.ops.forms import Form
+from msconv_deploy.surgery.engine.symbols import name_in_file
 from msconv_deploy.surgery.optimize import Result, optimize_model
 from tests.surgery.graphs import Net, compare, feeds, optimized, reasons, rewritten, session
 
@@ -202,3 +204,137 @@ def test_nothing_is_printed_about_types_that_numpy_lacks(capfd):
     convolved(net, net.node("Mul", copies, net.random(1, 4, 1, 1)))
     optimize_model(net.model(), Path(), "always")
     assert capfd.readouterr() == ("", "")
+
+
+# -- which operand gives a broadcast its extent --------------------------------------------------------------------------------
+
+
+def agree(model: onnx.ModelProto, result: onnx.ModelProto, sizes) -> None:
+    for number, size in enumerate(sizes):
+        given = feeds(model, size, number)
+        compare(session(model).run(None, given), session(result).run(None, given), size)
+
+
+def along(net: Net, axis: str):
+    """Copies of scalars over the image, and a vector along one axis whose own extent has another name."""
+    image = net.input("N", 4, "H", "W")
+    copies = net.node("Expand", net.input(1, 4, 1, 1), net.node("Shape", image))
+    shape = {"N": ("M", 4, 1, 1), "H": (1, 4, "M", 1), "W": (1, 4, 1, "M")}[axis]
+    return image, copies, net.input(*shape)
+
+
+@pytest.mark.parametrize("axis", ["N", "H", "W"])
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("form", ["portable", "fused"])
+def test_copies_that_give_a_vector_of_one_its_extent(axis, beside, form):
+    """The vector has the image's extent, or 1: then only the copies know how many rows there are."""
+    net = Net()
+    image, copies, vector = along(net, axis)
+    mixed = net.node("Add", copies, vector)
+    joined = net.node("Concat", image, mixed, axis=1) if beside else mixed
+    convolved(net, joined, 8 if beside else 4)
+    size = {"N": 3, "H": 5, "W": 6}
+    sizes = [{**size, "M": m} for m in (size[axis], 1)]
+    model = net.model()
+    result = optimize_model(model, Path(), "always", form=Form(form))
+    agree(model, result.model, sizes)
+    assert not [site for site in result.sites if site.decision == "rewritten" and site.rule == "tile-concat-conv"]
+
+
+@pytest.mark.parametrize("extent", ["H", 5])
+def test_a_vector_that_has_the_extent_of_the_copies_is_still_rewritten(extent):
+    net = Net()
+    image = net.input("N", 4, extent, "W")
+    copies = net.node("Expand", net.input(1, 4, 1, 1), net.node("Shape", image))
+    mixed = net.node("Add", copies, net.input(1, 4, extent, 1))
+    convolved(net, net.node("Concat", image, mixed, axis=1), 8)
+    result = checked(net, [{"N": 2, "H": 5, "W": 6}, {"N": 1, "H": 1, "W": 4}])
+    assert rewritten(result)
+
+
+def test_a_static_extent_beside_a_vector_that_may_be_one():
+    net = Net()
+    copies = net.node("Expand", net.input(1, 4, 1, 1), net.ints(2, 4, 8, 8))
+    convolved(net, net.node("Mul", copies, net.input(1, 4, "M", 1)))
+    checked(net, [{"M": 8}, {"M": 1}])
+
+
+def test_three_operands_of_which_one_is_lost():
+    """Of two vectors of other names either may be 1, or both."""
+    net = Net()
+    image, copies, vector = along(net, "H")
+    mixed = net.node("Sum", copies, vector, net.input(1, 4, "K", 1))
+    convolved(net, net.node("Concat", image, mixed, axis=1), 8)
+    checked(net, [{"N": 1, "H": 5, "W": 6, "M": m, "K": k} for m in (1, 5) for k in (1, 5)])
+
+
+# -- arithmetic of shapes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operands", [1, 2, 3])
+def test_the_largest_of_several_extents(operands):
+    net = Net()
+    image = net.input("N", 4, "H", "W")
+    extents = [net.ints(1), net.ints(2), net.extent("H")][3 - operands :]
+    tall = net.node("Concat", net.ints(1, 4), net.node("Max", *extents), net.extent("W"), axis=0)
+    copies = net.node("Expand", net.input(1, 4, 1, 1), tall)
+    convolved(net, net.node("Concat", image, copies, axis=1), 8)
+    checked(net, [{"N": 1, "H": 5, "W": 6}, {"N": 1, "H": 2, "W": 3}])
+
+
+def test_arithmetic_on_no_number():
+    net = Net()
+    image = net.input("N", 4, "H", "W")
+    none = net.node("Mul", net.node("Slice", net.node("Shape", image), net.ints(4), net.ints(5)), net.ints(2))
+    target = net.node("Concat", net.ints(1, 4), none, net.extent("H"), net.extent("W"), axis=0)
+    convolved(net, net.node("Concat", image, net.node("Expand", net.input(1, 4, 1, 1), target), axis=1), 8)
+    assert rewritten(checked(net, [{"N": 1, "H": 5, "W": 6}]))
+
+
+def test_a_squeeze_of_axes_that_are_known_at_run_time():
+    """Of a rank that the file declares; which axes go depends on an input."""
+    net = Net()
+    axes = net.input(1, dtype=np.int64)
+    copies = net.node("Expand", net.input(1, 1, 4, 1, 1), net.ints(1, 1, 4, 6, 6))
+    convolved(net, net.node("Squeeze", copies, axes))
+    model = net.model()
+    result = optimize_model(model, Path(), "always")
+    assert not result.changed
+    assert session(model) is not None
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("place", ["behind", "before"])
+def test_a_normalization_that_gives_its_mean_away(opset, place):
+    """Before opset 14 further outputs mean training, and one of them is an output of the graph."""
+    net = Net(opset=opset)
+    image = net.input("N", 4, "H", "W")
+    copies = net.node("Expand", net.input(1, 4, 1, 1), net.node("Shape", image))
+    parameters = [net.constant(np.linspace(0.5, 1.5, 4, dtype=np.float32)) for _ in range(4)]
+
+    def normalized(x: str) -> str:
+        y, mean, *_ = net.node("BatchNormalization", x, *parameters, outputs=5)
+        net.output(mean, rank=1)
+        return y
+
+    before = normalized(copies) if place == "before" else copies
+    joined = net.node("Concat", image, before, axis=1)
+    y = net.node("Conv", joined, net.random(4, 8, 3, 3), pads=[1, 1, 1, 1])
+    net.output(net.node("Relu", normalized(y) if place == "behind" else y))
+    model = net.model()
+    result = optimize_model(model, Path(), "always")
+    onnx.checker.check_model(result.model)
+    agree(model, result.model, [{"N": 1, "H": 5, "W": 6}])
+
+
+def test_a_name_in_the_file_that_is_like_one_of_ours():
+    """``f:2`` is what the second extent of the tensor ``f`` is called where it has no name."""
+    net = Net()
+    image = net.input("N", 4, "f:2", "W")
+    net.node("Conv", image, net.random(4, 4, 2, 1), outputs="f")
+    shape = net.node("Slice", net.node("Shape", "f"), net.ints(2), net.ints(4))
+    target = net.node("Concat", net.ints(1, 4), shape, axis=0)
+    convolved(net, net.node("Expand", net.input(1, 4, 1, 1), target))
+    checked(net, [{"N": 1, "f:2": 6, "W": 5}, {"N": 1, "f:2": 3, "W": 4}])
+    assert name_in_file("2*H + 1") == "2*H + 1"
+    assert len({name_in_file(name) for name in ("f:2", "f%3a2", "f[2", "f")}) == 4

@@ -11,7 +11,7 @@ Only structure counts: an extent is 1 because the file says so, never because an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from msconv_deploy.surgery.engine.cores import (
     transposed,
     unsqueezed,
 )
-from msconv_deploy.surgery.engine.operators import BROADCASTING, UNARY
+from msconv_deploy.surgery.engine.operators import BROADCASTING, UNARY, trains
 from msconv_deploy.surgery.engine.symbols import (
     WHOLE,
     Dim,
@@ -258,14 +258,16 @@ def _elementwise(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Chann
         return None
     for pieces in aligned:
         cores: dict[int, Core] = {position: core for position, (core, _, _) in whole.items()}
-        sets = [uniform for _, uniform, _ in whole.values()]
+        sets = {position: uniform for position, (_, uniform, _) in whole.items()}
         found = [names for _, _, names in whole.values()]
         for (position, _, _), piece in zip(spanning, pieces, strict=True):
             cores[position] = piece.core
             shift = len(dims) - len(known[position])
-            sets.append(_spread(piece.uniform, known[position], shift, dims))
+            sets[position] = _spread(piece.uniform, known[position], shift, dims)
             found.append(piece.found)
-        uniform = frozenset.intersection(*sets)
+        if any(_extent_is_lost(at, known, sets, len(dims)) for at in range(len(dims)) if at != axis):
+            return None
+        uniform = frozenset.intersection(*sets.values())
         inputs, position = [], 0
         for t in node.inputs:
             inputs.append(cores[position] if t.name else None)
@@ -298,6 +300,25 @@ def _spread(uniform: frozenset[int], shape: Dims, shift: int, dims: Dims) -> fro
         if dim != 1 and (i < shift or shape[i - shift] == 1):
             out.add(i)
     return frozenset(out)
+
+
+def _extent_is_lost(axis: int, shapes: Sequence[Dims], uniform: Mapping[int, frozenset[int]], rank: int) -> bool:
+    """May copies along an axis of the result be what gives it its extent, beside an operand that is no copy there?
+
+    Such an operand keeps its own extent in the core, while the copies are at extent 1 there. If its extent is 1 at run time,
+    only the copies knew the result's.
+
+    Args:
+        shapes: of the operands.
+        uniform: operand -> its uniform axes, as axes of the result.
+        rank: of the result.
+    """
+    copied, kept = set[Dim](), set[Dim]()
+    for operand, shape in enumerate(shapes):
+        own = axis - rank + len(shape)
+        if own >= 0 and shape[own] != 1:
+            (copied if axis in uniform[operand] else kept).add(shape[own])
+    return bool(kept and copied - kept) and not any(isinstance(extent, int) for extent in kept)
 
 
 def _core_dims(shapes: list[Dims], dims: Dims, uniform: frozenset[int], axis: Channels, size: int) -> Dims:
@@ -346,7 +367,7 @@ def _batch_normalization(
     this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims
 ) -> Segments | None:
     """Per channel, so each segment takes its channels' parameters."""
-    if axis != 1 or node.attrs.get("training_mode", 0) or any(o.outputs for o in node.outputs[1:]):
+    if axis != 1 or trains(node):
         return None
     segments = this.segments(node.inputs[0], axis)
     shapes = [this.symbols.dims(t) for t in node.inputs[1:]]
@@ -625,6 +646,8 @@ def _squeeze(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels,
     if source is None:
         return None
     if axes is None:
+        if len(node.inputs) > 1 and node.inputs[1].name:  # axes that are known at run time only
+            return None
         axes = [i for i, d in enumerate(source) if d == 1]
     return _regrouped(this, node.inputs[0], axis, None, sorted(a % len(source) for a in axes))
 

@@ -32,7 +32,7 @@ from msconv_deploy.model_files import (
 from msconv_deploy.ops.configuration import DOMAIN, DOMAIN_VERSION
 from msconv_deploy.ops.node_builder import NodeBuilder
 from msconv_deploy.surgery.engine.folding import LIMIT, fold
-from msconv_deploy.surgery.engine.symbols import operator
+from msconv_deploy.surgery.engine.symbols import name_in_file, operator
 from msconv_deploy.wire_format import Spool, is_inline_reference
 
 _INITIALIZERS_ALONE = 4
@@ -377,7 +377,11 @@ def _extents(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             found[value.name] = tuple(
-                None if is_unknown_extent(d) else d.dim_value if d.HasField("dim_value") else (d.dim_param or None)
+                None
+                if is_unknown_extent(d)
+                else d.dim_value
+                if d.HasField("dim_value")
+                else (name_in_file(d.dim_param) or None)
                 for d in kind.shape.dim
             )
     return found

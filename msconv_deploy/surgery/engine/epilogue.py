@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from msconv_deploy.surgery.engine.contraction import Contraction, Weight, constant_array, constant_of
 from msconv_deploy.surgery.engine.editing import EditableModel, constant_values
+from msconv_deploy.surgery.engine.operators import trains
 from msconv_deploy.surgery.engine.symbols import Symbols, operator
 
 MOST_CANCELLATION = 32.0
@@ -98,7 +99,7 @@ def _step(node: gs.Node, tensor: gs.Tensor, symbols: Symbols, channels: int, axi
 
 
 def _normalization(node: gs.Node, channels: int) -> _Step | None:
-    if node.attrs.get("training_mode", 0) or any(output.outputs for output in node.outputs[1:]):
+    if trains(node):
         return None
     found = [_per_channel(constant_array(t), channels, 0, 1) for t in node.inputs[1:5]]
     if len(found) != 4 or any(values is None for values in found):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_graphsurgeon as gs
+
 UNARY = (
     "Identity", "Cast", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Selu", "Celu", "HardSigmoid", "HardSwish", "Softplus",
     "Softsign", "Gelu", "Mish", "Erf", "Exp", "Log", "Sqrt", "Neg", "Abs", "Reciprocal", "Floor", "Ceil", "Round", "Sign",
@@ -20,3 +22,8 @@ SAME_SHAPE = (
     "PRelu", "LRN", "IsNaN", "QuantizeLinear", "DequantizeLinear",
 )  # fmt: skip
 """The first result has the extents of the first operand, whatever is computed."""
+
+
+def trains(node: gs.Node) -> bool:
+    """Does a BatchNormalization normalize by its input's own statistics? Before opset 14 further outputs say so."""
+    return bool(node.attrs.get("training_mode", 0)) or any(output.name for output in node.outputs[1:])

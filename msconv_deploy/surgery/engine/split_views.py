@@ -45,7 +45,7 @@ from msconv_deploy.surgery.engine.decomposition import (
     reshape_groups,
 )
 from msconv_deploy.surgery.engine.editing import constant_values
-from msconv_deploy.surgery.engine.operators import UNARY
+from msconv_deploy.surgery.engine.operators import UNARY, trains
 from msconv_deploy.surgery.engine.symbols import (
     TIMES,
     WHOLE,
@@ -410,9 +410,7 @@ class SplitViews:
         dims = self._symbols.dims(tensor)
         parameters = [constant_array(t) for t in node.inputs[1:5]]
         known = [p.astype(np.float64) for p in parameters if p is not None]
-        if dims is None or tensor is not node.outputs[0] or len(known) != 4 or node.attrs.get("training_mode", 0):
-            return None
-        if any(o.outputs for o in node.outputs[1:]):
+        if dims is None or tensor is not node.outputs[0] or len(known) != 4 or trains(node):
             return None
         scale, shift, mean, variance = known
         factor = scale / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
@@ -587,8 +585,8 @@ def _unsqueeze(symbols: Symbols, node: gs.Node, axis: int, dims: Dims) -> _Recip
 
 def _squeeze(symbols: Symbols, node: gs.Node, axis: int, dims: Dims) -> _Recipe | None:
     source, given = symbols.dims(node.inputs[0]), axes_of(symbols, node)
-    if source is None:
-        return None
+    if source is None or (given is None and len(node.inputs) > 1 and node.inputs[1].name):
+        return None  # with axes that are known at run time only
     removed = [i for i, d in enumerate(source) if d == 1] if given is None else [a % len(source) for a in given]
     kept = [i for i in range(len(source)) if i not in removed]
     own = kept[axis]

@@ -32,6 +32,8 @@ _MAX_ELEMENTS = 64
 
 TIMES = " × "
 """Stands between the factors of an extent that is a product, numbers multiplied out first: ``6 × R × S``."""
+_OURS = ":[?÷×%"
+"""What names that are made up here have in them: ``tensor:axis``, ``tensor[index]``, products, and marks."""
 
 
 def monomial(dims: Sequence[Dim]) -> tuple[int, tuple[str, ...]]:
@@ -142,6 +144,11 @@ class Symbols:
         node = tensor.inputs[0]
         rule = _VALUE_RULES.get(operator(node))
         return None if rule is None else rule(self, node)
+
+
+def name_in_file(name: str) -> str:
+    """The name of an extent in a file, as one that is none of those that are made up here."""
+    return "".join(f"%{ord(c):x}" if c in _OURS else c for c in name)
 
 
 def _named(dim: int | str | None, tensor: gs.Tensor, axis: int) -> Dim:
@@ -705,15 +712,17 @@ def _values_one_hot(symbols: Symbols, node: gs.Node) -> Values | None:
 
 def _values_arithmetic(function: Callable[[Dim, Dim, str], Dim]) -> Callable[[Symbols, gs.Node], Values | None]:
     def rule(symbols: Symbols, node: gs.Node) -> Values | None:
-        a, b = symbols.values(node.inputs[0]), symbols.values(node.inputs[1])
-        if a is None or b is None or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        operands = [values for t in node.inputs if (values := symbols.values(t)) is not None]
+        lengths = {len(values) for values in operands} - {1}
+        if len(operands) != len(node.inputs) or len(lengths) > 1:
             return None
-        length = max(len(a), len(b))
-        a, b = a * (length // len(a)) if len(a) == 1 else a, b * (length // len(b)) if len(b) == 1 else b
+        length = lengths.pop() if lengths else 1
+        first, *others = (values * length if len(values) == 1 else values for values in operands)
         divides = node.op == "Div" and not _is_whole(node)
-        return tuple(
-            function(x, y, _new_name(node, i, (x, y), divides)) for i, (x, y) in enumerate(zip(a, b, strict=True))
-        )
+        for other in others:  # Max takes any number
+            pairs = enumerate(zip(first, other, strict=True))
+            first = tuple(function(x, y, _new_name(node, i, (x, y), divides)) for i, (x, y) in pairs)
+        return first
 
     return rule
 

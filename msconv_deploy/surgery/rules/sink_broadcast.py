@@ -59,7 +59,7 @@ def match(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Match | Re
 
 def _uniform_result(node: gs.Node, symbols: Symbols, decomposer: Decomposer) -> Segment | None:
     """The result of a node as one uniform segment, where an operand is a tensor of copies already."""
-    if operator(node) not in _SINKS or not node.outputs or any(o.outputs for o in node.outputs[1:]):
+    if operator(node) not in _SINKS or not node.outputs or any(o.name for o in node.outputs[1:]):
         return None
     if all(isinstance(t, gs.Constant) for t in node.inputs):
         return None
