@@ -94,7 +94,7 @@ def build(
     sidecar_path(output)  # a folder has no name for one
     if output.exists() and model.exists() and output.samefile(model):
         raise BadInputError(f"{output}: is the model itself; name another file")
-    check_distinct([model, *(plugin or [])], [output, output.with_name(f"{output.name}.json"), json])
+    check_distinct([model, *(plugin or [])], [output, output.with_name(f"{output.name}.json"), json, timing_cache])
     check_places([model], [json], force, others=plugin or [])
     if cache is not None and no_cache:
         raise BadInputError("--cache and --no-cache contradict each other")

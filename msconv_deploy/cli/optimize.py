@@ -80,7 +80,7 @@ def command(
     start(quiet, verbose)
     bound_memory()
     sidecar = sidecar_path(output)
-    reports = [sidecar, html, None if json == sidecar else json]
+    reports = [sidecar, html, None if json is not None and json.resolve() == sidecar.resolve() else json]
     check_distinct(inputs or [], [output, *reports], force)  # the model's own files are looked at with it
     from msconv_deploy.optimizing import OptimizeOptions, optimize_file
     from msconv_deploy.validation import parse_ranges

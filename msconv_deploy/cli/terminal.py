@@ -24,8 +24,9 @@ _WIDTH = 160
 _CELL = 400
 """Characters of a cell."""
 
-_WORD = re.compile(r"(\S{2045})\S{4,}(\S{2048})")
-"""A word longer than the longest path of a file, 4096: a name that nobody gave to be read."""
+_WORD = re.compile(r"\S+")
+_LONGEST_WORD = 4096
+"""As the longest path of a file; what is longer is a name that nobody gave to be read."""
 
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _UNSHOWN = [
@@ -51,7 +52,12 @@ def cell(text: str) -> str:
 
 def line(text: str) -> str:
     """The printable text with the middle of endless words left out: a name may be as long as its file."""
-    return printable(_WORD.sub(r"\1...\2", text))
+    return printable(_WORD.sub(_shortened, text))
+
+
+def _shortened(word: re.Match[str]) -> str:
+    text, half = word[0], _LONGEST_WORD // 2
+    return text if len(text) <= _LONGEST_WORD else f"{text[: half - 3]}...{text[-half:]}"
 
 
 def say(text: str, err: bool = False) -> None:

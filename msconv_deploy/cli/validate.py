@@ -120,7 +120,8 @@ def command(
         bound_memory()
     others = [path for path in (recipe, checkpoint, *(inputs or [])) if path is not None]
     read = [model, *([reference] if reference is not None else [])]
-    check_places(read, [json], force, others=[*others, model.with_name(f"{model.stem}.json")])
+    sidecars = [model.with_name(f"{model.stem}.json")] if model.name else []
+    check_places(read, [json], force, others=[*others, *sidecars])
     if save is not None:
         _check_results(save, [*read, *others], json)
     if reference is not None and (recipe is not None or checkpoint is not None):

@@ -132,6 +132,8 @@ class _Work:
                 raise BadInputError(f"{place}: is named for two outputs; choose another name")
             seen.add(resolved)
         data = output.with_name(f"{output.name}.data").resolve()
+        if data in seen:
+            raise BadInputError(f"{data}: is where weights of the output may go; choose another name")
         if data in self.source.files and not (output.exists() and output.samefile(self.path)):
             raise BadInputError(f"{data}: belongs to the input; choose another name for the output")
 

@@ -60,4 +60,4 @@ def write_outputs(outputs: Outputs, report: OptimizeReport, source: Source, resu
             texts[outputs.html] = optimize_page(report, views)
         temporaries = {place: stack.enter_context(atomic_write(place, force)) for place in texts}
         for place, temporary in temporaries.items():
-            temporary.write_text(texts[place], encoding="utf-8")
+            temporary.write_text(texts[place], encoding="utf-8", errors="backslashreplace")  # names of files

@@ -25,7 +25,7 @@ def bounded_protocol(timeout: float, connections: int) -> type[asyncio.Protocol]
 
     Args:
         timeout: seconds for the header of a request, from when the connection is there, or from the first byte after the
-            last request; and, once the connection is to be closed, for any progress of an answer that is being sent.
+            last request; and for any progress of an answer that the client has to read before more can be sent.
         connections: more than these at a time are refused with 503.
     """
     return type("BoundedProtocol", (_Bounded,), {"timeout": timeout, "most_connections": connections})
@@ -35,7 +35,8 @@ class _Bounded(HttpToolsProtocol):
     timeout: ClassVar[float]
     most_connections: ClassVar[int]
 
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None  # for what has to arrive
+    _reading: asyncio.TimerHandle | None = None  # for what the client has to read
     _refused = False
     _unread = 0  # bytes since the parser last told of a whole header or of a part of a body: what it holds, at most
 
@@ -76,11 +77,20 @@ class _Bounded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_reading()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         if not self._refused:
             self._refuse(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_progress()
+
+    def resume_writing(self) -> None:
+        self._stop_reading()
+        super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
@@ -127,8 +137,8 @@ class _Bounded(HttpToolsProtocol):
         self._timer = self.loop.call_later(_LINGER, self.transport.abort)
 
     def _expect_progress(self) -> None:
-        """The connection is to be closed once its answer is sent: give up when the client does not read any of it."""
-        self._stop_timer()
+        """Give up when the client reads nothing of what is to be sent."""
+        self._stop_reading()
         left = self.transport.get_write_buffer_size()
 
         def check() -> None:
@@ -138,4 +148,9 @@ class _Bounded(HttpToolsProtocol):
                 self.transport.abort()
 
         if left:
-            self._timer = self.loop.call_later(self.timeout, check)
+            self._reading = self.loop.call_later(self.timeout, check)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None

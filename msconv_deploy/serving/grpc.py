@@ -44,18 +44,23 @@ _MAX_DETAILS = 2000  # they travel as a header
 _KEEPALIVE_MS = 30_000  # a peer that has gone without a word is asked, and given up
 _LEAST_PING_MS = 10_000  # clients that ask more often are ended
 _LEAST_STREAMS = 100  # on one connection at a time, as HTTP/2 advises
+_LIMITS_PER_CONNECTION = 10  # it lives so many times as long as a request may
 _PREFIX = "/inference.GRPCInferenceService/"
 
 
 def make_server(service: Service) -> grpc.aio.Server:
     """A server without ports, not started; the limit of the size is kept before a message is parsed.
 
-    A connection on which nothing is asked is ended after the limit of a request, and clients connect again by themselves.
+    A connection on which nothing is asked is ended after the limit of a request, and any after some such limits: gRPC has no
+    other end for an answer that is not read. Requests that are under way have their limit to end, and clients connect again by
+    themselves.
     """
     timeout = max(1, round(service.limits.timeout * 1000))  # milliseconds
     options = [
         ("grpc.server_handshake_timeout_ms", timeout),
         ("grpc.max_connection_idle_ms", timeout),
+        ("grpc.max_connection_age_ms", _LIMITS_PER_CONNECTION * timeout),
+        ("grpc.max_connection_age_grace_ms", timeout),
         ("grpc.max_concurrent_streams", max(_LEAST_STREAMS, 2 * service.limits.queue)),  # some more, to be refused
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
@@ -142,14 +147,15 @@ class _Recorded(grpc.aio.ServerInterceptor):
             except DecodeError as error:
                 return error
 
-        async def behave(_: Any, context: Any) -> Any:
+        async def behave(_: Any, context: Any) -> None:
             call = Call("grpc", context.peer(), name, status="CANCELLED", infer=name == "ModelInfer")
             current_call.set(call)
             try:
                 with service.accept() if call.infer else self._asking():
                     answer = await handler.unary_unary(await _only_message(context, call, service), context)
+                    # What the client does not read is kept, and its place in the queue with it, until the connection ends.
+                    await context.write(answer)
                 call.status = "OK"
-                return answer
             except RequestError as error:
                 _refuse(context, call, error.grpc, str(error), error.retry_after)
             except asyncio.CancelledError:
@@ -160,9 +166,9 @@ class _Recorded(grpc.aio.ServerInterceptor):
                 _refuse(context, call, "INTERNAL", f"internal error: {type(error).__name__}")
             finally:
                 service.finished(call)
-            return None  # is not sent where the status is not OK
 
-        return grpc.stream_unary_rpc_method_handler(behave, parse, handler.response_serializer)
+        # one message each way, as the client sees it; but here each is waited for
+        return grpc.stream_stream_rpc_method_handler(behave, parse, handler.response_serializer)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

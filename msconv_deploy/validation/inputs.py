@@ -41,6 +41,10 @@ _SIZES: tuple[tuple[int, tuple[int, ...]], ...] = (
 # Batches of different names need not be equal: what holds only where they are has to show. Networks that want them equal
 # refuse it.
 _UNEQUAL_BATCHES = ((3, 1, 2), (6, 5))
+# Several extents that are no batches: each is 1 once while the others are not. What is broadcast along one of them is told by
+# that from what has its extent. At most so many are tried.
+_ONE_AT_ONE = ((2,), (5, 7))
+_MOST_AT_ONE = 4
 # Tried in this order, when the reference refuses most of the above (a U-Net wants multiples of its stride), until
 # ENOUGH sizes work.
 ENOUGH = 2
@@ -167,15 +171,17 @@ def default_sizes(inputs: Sequence[TensorSpec], larger: bool = False) -> list[Si
     symbols = free_symbols(inputs)
     batch = batch_symbols(inputs)
     others = [s for s in symbols if s not in batch]
-    sizes = []
-    wanted: list[tuple[tuple[int, ...], tuple[int, ...]]]
-    wanted = [((n,), extents) for n, extents in (_LARGER_SIZES if larger else _SIZES)]
+    wanted: list[tuple[tuple[int, ...], tuple[int, ...], str]]  # batches, extents, what is 1
+    wanted = [((n,), extents, "") for n, extents in (_LARGER_SIZES if larger else _SIZES)]
     if len(batch) > 1 and not larger:
-        wanted.append(_UNEQUAL_BATCHES)
-    for batches, extents in wanted:
+        wanted.append((*_UNEQUAL_BATCHES, ""))
+    if len(others) > 1 and not larger:
+        wanted += [(*_ONE_AT_ONE, at_one) for at_one in others[:_MOST_AT_ONE]]
+    sizes: list[Size] = []
+    for batches, extents, at_one in wanted:
         values = {s: batches[i % len(batches)] for i, s in enumerate(s for s in symbols if s in batch)}
         values |= {s: extents[i % len(extents)] for i, s in enumerate(others)}
-        size = {s: values[s] for s in symbols}  # the order of the file
+        size = {s: 1 if s == at_one else values[s] for s in symbols}  # the order of the file
         if size not in sizes:
             sizes.append(size)
     return sizes

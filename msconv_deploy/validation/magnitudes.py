@@ -1,7 +1,8 @@
 """What the sums of a contraction are made of: the same contraction over the magnitudes of its operands.
 
 Rounding errors of a sum are proportional to the sum of the magnitudes, not to what is left of it. For the contraction
-``w * x + bias`` with K products in a type of unit roundoff u, any two orders of summation agree to within a multiple of
+``w * x + bias`` with K products, summed in a type of unit roundoff u (float32 for float16), any two orders of it agree to
+within a multiple of
 
     u * (|w| * |x| + |bias|)
 
@@ -24,7 +25,7 @@ from onnx import helper
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.validation.exposure import exposed
 from msconv_deploy.validation.inputs import Inputs
-from msconv_deploy.validation.tolerance import UNIT_ROUNDOFF
+from msconv_deploy.validation.tolerance import accumulation_roundoff
 
 _OPERATORS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FACTORS = ("alpha", "beta")  # of Gemm; they may be negative
@@ -57,7 +58,7 @@ def summed_magnitudes(
     accepted = {value.name for value in session.get_inputs()}
     feed = {name: array for name, array in inputs.arrays.items() if name in accepted}
     found = dict(zip(contractions, session.run(wanted, feed), strict=True))
-    return {name: array for name, array in found.items() if array.dtype.name in UNIT_ROUNDOFF}
+    return {name: array for name, array in found.items() if accumulation_roundoff(array.dtype) is not None}
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def movable(original: onnx.ModelProto, magnitudes: Mapping[str, NDArray[Any]]) -
             producers[name].output[0] = f"{name}/msconv_sum"
         with exposed(original, (), nodes, inputs):
             yield {
-                _rounding(name): np.asarray(UNIT_ROUNDOFF[array.dtype.name] * array, array.dtype)
+                _rounding(name): np.asarray(accumulation_roundoff(array.dtype) * array, array.dtype)
                 for name, array in magnitudes.items()
             }
     finally:

@@ -62,6 +62,12 @@ def unit_roundoff(dtype: np.dtype | str) -> float:
     return UNIT_ROUNDOFF[name]
 
 
+def accumulation_roundoff(dtype: np.dtype | str) -> float | None:
+    """The unit roundoff of the type in which products of this one are summed; None for one that does not round."""
+    name = _ACCUMULATION.get(dtype if isinstance(dtype, str) else dtype.name)
+    return None if name is None else UNIT_ROUNDOFF[name]
+
+
 def policy_tolerance(dtype: np.dtype | str, depth: int, reductions: Iterable[int]) -> float:
     """The closed form for a network of one dtype: ``depth`` roundings, contractions of these reduction sizes."""
     name = dtype if isinstance(dtype, str) else dtype.name
@@ -92,8 +98,7 @@ class ErrorPath:
 
     def accumulated(self, dtype: np.dtype | str, products: int) -> ErrorPath:
         """The path after that many more products have been summed."""
-        name = dtype if isinstance(dtype, str) else dtype.name
-        u = UNIT_ROUNDOFF[_ACCUMULATION[name]] if name in _ACCUMULATION else 0.0
+        u = accumulation_roundoff(dtype) or 0.0
         return ErrorPath(self.storage, self.accumulation + products * u**2)
 
     def tolerance(self, dtype: np.dtype | str) -> float:

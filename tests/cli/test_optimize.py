@@ -117,6 +117,28 @@ def test_a_second_run_changes_nothing_byte_for_byte(model, tmp_path, capsys):
     assert report_of(two.with_suffix(".json")).unchanged
 
 
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_a_report_is_not_where_weights_may_go(model, tmp_path, capsys, option):
+    code, _, err = run(capsys, model, "-o", tmp_path / "o.onnx", *ALWAYS, option, tmp_path / "o.onnx.data")
+    assert code == ExitCode.BAD_INPUT
+    assert "o.onnx.data: is where weights of the output may go" in err
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_the_sidecar_by_another_spelling(model, tmp_path, capsys):
+    (tmp_path / "deep").mkdir()
+    places = ["-o", tmp_path / "o.onnx", "--json", tmp_path / "deep" / ".." / "o.json"]
+    assert run(capsys, model, *places, *ALWAYS)[0] == ExitCode.OK
+    assert report_of(tmp_path / "o.json").verdict == "passed"
+
+
+def test_names_that_are_no_text_are_shown_as_they_can_be(model, tmp_path, capsys):
+    """A file name is bytes to Linux."""
+    place = tmp_path / os.fsdecode(b"o\xff.onnx")
+    assert run(capsys, model, "-o", place, *ALWAYS, "--html", tmp_path / "o.html")[0] == ExitCode.OK
+    assert "o\\udcff.onnx" in (tmp_path / "o.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("opset", [11, 13, 18, 23])
 def test_opsets(tmp_path, capsys, opset):
     model = tiled_conv(tmp_path / "m.onnx", opset)

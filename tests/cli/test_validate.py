@@ -36,8 +36,15 @@ def test_agreement_is_exit_code_0_with_a_table(files, capsys):
     assert code == 0
     for text in ("N=4,H=17,W=23", "N=1,H=1,W=1", "border", "interior", "tolerance", "trtexec --onnx="):
         assert text in out
-    assert out.count("│ passed") == 6
-    assert f"passed: {files[0]} agrees with {files[0]} at 6 sizes" in out
+    assert out.count("│ passed") == 8
+    assert f"passed: {files[0]} agrees with {files[0]} at 8 sizes" in out
+
+
+@pytest.mark.parametrize("place", [".", "/", ".."])
+def test_a_folder_is_no_model(capsys, place):
+    code, _, err = run(capsys, place, "--reference", place)
+    assert code == 2
+    assert "internal error" not in err
 
 
 def test_a_difference_is_exit_code_1_and_located(files, capsys):

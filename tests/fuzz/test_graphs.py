@@ -152,9 +152,11 @@ def test_a_campaign_in_processes(tmp_path, capsys):
     assert "6 graphs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("ends-the-process", "died"), ("never-returns", "hung")])
-def test_a_process_that_ends_is_replaced_and_reported(fault, kind):
-    tally = run(Settings(SEED, count=2, fault=fault, limit=3.0))
+@pytest.mark.parametrize(
+    ("fault", "kind", "limit"), [("ends-the-process", "died", 120.0), ("never-returns", "hung", 3.0)]
+)
+def test_a_process_that_ends_is_replaced_and_reported(fault, kind, limit):
+    tally = run(Settings(SEED, count=2, fault=fault, limit=limit))
     assert [f.outcome.kind for f in tally.failures] == [kind, kind]
     assert [f.index for f in tally.failures] == [0, 1]
     assert "optimize" in tally.failures[0].outcome.detail

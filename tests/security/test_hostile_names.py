@@ -115,6 +115,15 @@ def test_log_lines_are_printable(capfd):
     assert not CONTROL.search(said)
 
 
+def test_long_words_cost_no_more_than_their_length():
+    """A search that begins anew at every letter takes minutes here."""
+    words = ["n" * 4_090, "m" * 4_096, "k" * 4_097] * 200
+    cut = terminal.line(" ".join(words)).split()
+    assert cut[0:2] == words[0:2]
+    assert cut[2] == "k" * 2_045 + "..." + "k" * 2_048
+    assert len(cut) == len(words)
+
+
 def test_endless_names_are_cut_where_they_are_no_cells(capfd):
     """Found by fuzzing: a symbolic dimension of 20,000 letters was logged at every size."""
     start(quiet=False, verbose=1)

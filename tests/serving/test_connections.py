@@ -163,38 +163,92 @@ def test_more_connections_than_may_be_are_refused_and_told(server):
         assert time.monotonic() < limit
 
 
-def test_a_client_that_does_not_read_its_answer(tmp_path):
-    """40 MB of answer: what does not fit into the sockets is held until the limit, and no longer."""
-    path = pointwise(tmp_path / "m.onnx", [helper.make_node("Expand", ["x", "shape"], ["y"])])
+LARGE = 40_000_000
+"""Bytes of an answer that does not fit into the sockets."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model whose answer is large, and a request for it."""
+    path = pointwise(tmp_path_factory.mktemp("large") / "m.onnx", [helper.make_node("Expand", ["x", "shape"], ["y"])])
     model = onnx.load(path)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([10_000_000, 1]), "shape"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([LARGE // 4, 1]), "shape"))
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "M"
     onnx.save(model, path)
+    body = json.dumps(
+        {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}],
+            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+        }
+    ).encode()
+    return path, b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def expect_ended(server):
+    limit = time.monotonic() + 10
+    while not server._http.server_state.connections:
+        assert time.monotonic() < limit
+    while server._http.server_state.connections:
+        assert time.monotonic() < limit, "the connection is held"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("requests", [1, 2, 3])
+def test_a_client_that_does_not_read_its_answer(large, requests):
+    """What does not fit into the sockets is held until the limit, and no longer, whatever else was asked behind it."""
+    path, request = large
     with running(Model(path, "m", threads=1), Limits(timeout=TIMEOUT)) as server:
         server._http.config.timeout_keep_alive = 1
-        body = json.dumps(
-            {
-                "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}],
-                "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
-            }
-        ).encode()
-        request = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         with connected(server) as connection:
-            connection.sendall(request)
-            limit = time.monotonic() + 10
-            while not server._http.server_state.connections:
-                assert time.monotonic() < limit
-            while server._http.server_state.connections:
-                assert time.monotonic() < limit, "the connection is held"
-                time.sleep(0.02)
-        with connected(server) as connection:  # a slow reader that reads gets all of it
-            connection.sendall(request)
-            size = 0
-            while size < 40_000_000:
-                block = connection.recv(4_000_000)
-                assert block, f"cut after {size} bytes"
-                size += len(block)
-                time.sleep(0.02)
+            connection.sendall(request * requests)
+            expect_ended(server)
+
+
+def test_a_client_that_reads_its_answer_slowly(large):
+    """It gets all of it, though that takes longer than the limit."""
+    path, request = large
+    with running(Model(path, "m", threads=1), Limits(timeout=TIMEOUT)) as server, connected(server) as connection:
+        connection.sendall(request)
+        size, begun = 0, time.monotonic()
+        while size < LARGE:
+            block = connection.recv(1_000_000)
+            assert block, f"cut after {size} bytes"
+            size += len(block)
+            time.sleep(0.03)
+        assert time.monotonic() - begun > TIMEOUT
+
+
+def test_grpc_answers_that_nobody_reads_are_bounded_in_number(large):
+    """They keep their places in the queue, and the end of the connection ends them."""
+    path, _ = large
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[np.array([2], np.float32).tobytes()])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    with running(Model(path, "m", threads=1), Limits(timeout=TIMEOUT, queue=2)) as server:
+        options = [("grpc.max_receive_message_length", -1), ("grpc.http2.bdp_probe", 0)]
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as channel:
+            ask = channel.stream_stream(
+                "/inference.GRPCInferenceService/ModelInfer",
+                request_serializer=pb.ModelInferRequest.SerializeToString,
+                response_deserializer=pb.ModelInferResponse.FromString,
+            )
+            limit = time.monotonic() + 60
+            unread = []
+            for count in (1, 2):
+                unread.append(ask(iter([request]), timeout=60))
+                while server.service.unanswered < count:
+                    assert time.monotonic() < limit
+                    time.sleep(0.01)
+            time.sleep(2 * TIMEOUT)
+            assert server.service.unanswered == 2
+            with pytest.raises(grpc.RpcError, match="the queue is full"):
+                next(ask(iter([request]), timeout=60))
+            while server.service.unanswered:
+                assert time.monotonic() < limit, "the answers are held"
+                time.sleep(0.05)
+            for call in unread:
+                with pytest.raises(grpc.RpcError, match="max connection age"):
+                    next(call)
+            assert len(next(ask(iter([request]), timeout=60)).raw_output_contents[0]) == LARGE  # on the next connection
 
 
 def test_what_is_not_http_is_told_as_json(server):

@@ -62,10 +62,27 @@ def test_default_sizes_are_several_odd_and_tiny_ones_with_n_1_and_4():
 def test_batches_of_several_names_are_once_not_equal():
     """A rewrite that takes one for the other agrees wherever they are."""
     specs = [TensorSpec("a", F32, ("N", 3, "H", "W")), TensorSpec("b", F32, ("M", 2)), TensorSpec("c", F32, ("K", "H"))]
-    *equal, last = default_sizes(specs)
-    assert all(size["N"] == size["M"] == size["K"] for size in equal)
-    assert last == {"N": 3, "H": 6, "W": 5, "M": 1, "K": 2}
-    assert [size["N"] for size in default_sizes(SPECS)] == [size["N"] for size in equal], "one name: nothing is added"
+    sizes = default_sizes(specs)
+    assert [size for size in sizes if not size["N"] == size["M"] == size["K"]] == [
+        {"N": 3, "H": 6, "W": 5, "M": 1, "K": 2}
+    ]
+    assert len(default_sizes(SPECS)) == len(sizes) - 1, "one name: nothing is added"
+
+
+def test_each_of_several_extents_is_once_1_while_the_others_are_not():
+    """What has an extent, and what is broadcast along it, agree wherever they are equal."""
+    specs = [
+        TensorSpec("a", F32, ("N", 3, "H", "W")),
+        TensorSpec("b", F32, ("N", "H2")),
+        TensorSpec("c", F32, (1, "W2")),
+    ]
+    names = ["H", "W", "H2", "W2"]
+    sizes = default_sizes(specs)
+    for name in names:
+        assert [size for size in sizes if size[name] == 1 and all(size[other] > 1 for other in names if other != name)]
+    many = [TensorSpec("a", F32, ("N", *(f"D{index}" for index in range(40))))]
+    assert len(default_sizes(many)) < 12
+    assert [size["L"] for size in default_sizes([TensorSpec("a", F32, ("N", 3, "L"))])].count(1) == 1
 
 
 def test_values_are_seeded_and_every_set_has_its_own():

@@ -52,7 +52,7 @@ def test_a_right_rewrite_passes_and_models_stay_as_they_are(tmp_path, external):
     assert (report.verdict, report.reason) == ("passed", "")
     assert {row.runtime for row in report.sites} == {SITES}
     assert {row.runtime for row in report.outputs} == {OUTPUTS}
-    assert len(report.sites) == len(report.cases) == 6
+    assert len(report.sites) == len(report.cases) == 8
     assert report.insensitive_sites == []
     assert all(row.border is not None for row in report.sites)
     assert min(min(case.shapes["x"][2:]) for case in report.cases) == 1
