@@ -307,6 +307,34 @@ def network(net: SharingNet, rng: Random) -> None:
     net.output(x, rank=4)
 
 
+def partners(net: SharingNet, rng: Random) -> Complete:
+    """Copies and a vector whose extent has a name of its own: it is that of the copies, or 1, and then only they know it."""
+    n, h, w = rng.choice(["N", 1, 2]), rng.choice(["H", 5]), rng.choice(["W", 6])
+    image = net.input(n, 3, h, w)
+    channels = rng.choice([1, 2, 4])
+    mixed = spread(net, rng, net.input(rng.choice([n, 1]), channels, 1, 1), image, n)
+    axis = rng.choice([0, 2, 3])
+    for name in rng.choice([["U"], ["U"], ["U", "V"]]):
+        shape = [1, rng.choice([1, channels]), 1, 1]
+        shape[axis] = name
+        operands = [mixed, net.input(*shape)]
+        rng.shuffle(operands)
+        mixed = net.node(rng.choice(["Add", "Sub", "Mul", "Max"]), *operands)
+        if rng.random() < 0.3:
+            mixed = net.node(rng.choice(["Relu", "Tanh"]), mixed)
+    beside = rng.random() < 0.7
+    joined = net.node("Concat", image, mixed, axis=1) if beside else mixed
+    y, _ = _layer(net, rng, joined, channels + 3 * beside, 2)
+    net.output(y, rank=4)
+    extent = (n, 3, h, w)[axis]
+
+    def complete(sizes: dict[str, int]) -> None:
+        for name in ("U", "V"):
+            sizes[name] = rng.choice([1, sizes[extent] if isinstance(extent, str) else extent])
+
+    return complete
+
+
 def _lifted(net: Net, vector: str) -> str:
     return net.with_axes("Unsqueeze", vector, 2, 3)
 
@@ -412,6 +440,7 @@ SCENES: dict[str, tuple[int, Callable[[SharingNet, Random], Complete | None]]] =
     "windows": (5, windows),
     "neighbours": (3, neighbours),
     "distances": (2, distances),
+    "partners": (1, partners),
     "plain": (1, plain),
 }
 """Name -> (how often, relative to others, function)."""
