@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from msconv_deploy.runtimes import Settings
@@ -27,7 +26,12 @@ def model_of(nodes, inputs: dict, outputs: dict, weights: dict, dtype=np.float32
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
+def pytorch():
+    return pytest.importorskip("torch", reason="the oracle is PyTorch's: pip install 'msconv-deploy[torch]'")
+
+
 def conv(rng):
+    torch = pytorch()
     w, b = rng.standard_normal((4, 3, 3, 3)), rng.standard_normal(4)
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[3, 3], pads=[1, 0, 1, 2], strides=[1, 2])
     x = rng.standard_normal((2, 3, 5, 6))
@@ -37,6 +41,7 @@ def conv(rng):
 
 
 def transposed(rng):
+    torch = pytorch()
     w = rng.standard_normal((3, 2, 2, 2))
     node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2])
     x = rng.standard_normal((1, 3, 3, 4))
