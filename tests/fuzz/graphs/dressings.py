@@ -293,7 +293,7 @@ def more_outputs(model: onnx.ModelProto, rng: Random) -> None:
     types = types_of(model)
     computed = [name for node in model.graph.node for name in node.output if name]
     wanted = [rng.choice(computed)] if computed else []
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and model.graph.input:
         wanted += [rng.choice(model.graph.input).name]
     known = {value.name for value in model.graph.output}
     for name in wanted:
