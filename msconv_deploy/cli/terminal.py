@@ -83,7 +83,7 @@ def verdict_text(verdict: str, reason: str = "") -> str:
 
 def say_on(console: Console, text: str) -> None:
     """Print a line of plain text on a console, however long it is."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(line(text), markup=False, soft_wrap=True)
 
 
 def make_console(stderr: bool = False) -> Console:

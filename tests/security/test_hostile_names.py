@@ -124,6 +124,11 @@ def test_long_words_cost_no_more_than_their_length():
     assert len(cut) == len(words)
 
 
+def test_endless_names_are_cut_on_a_console_too(capfd):
+    terminal.say_on(terminal.make_console(), "at " + "k" * 20_000)
+    assert capfd.readouterr().out == "at " + "k" * 2_045 + "..." + "k" * 2_048 + "\n"
+
+
 def test_endless_names_are_cut_where_they_are_no_cells(capfd):
     """Found by fuzzing: a symbolic dimension of 20,000 letters was logged at every size."""
     start(quiet=False, verbose=1)
