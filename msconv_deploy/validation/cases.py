@@ -170,7 +170,7 @@ def _at_default(graph: OnnxGraph, size: Size, options: ValidationOptions, index:
     """
     try:
         count = elements(graph.inputs, size)
-        if count > max(_MOST_UNASKED, _fewest_elements(graph)):
+        if count > _MOST_UNASKED and count > _fewest_elements(graph):
             return RefusedCase(
                 size=size,
                 reason=f"its inputs would have {count:,} values, too many to be tried unasked; --input-shape asks for them",

@@ -294,10 +294,8 @@ class _Work:
         try:
             with movable(self.original, summed_magnitudes(self.path, self.original, sums, inputs)) as moves:
                 runner = self._runner(self.original, "reference, moved", "none", self.site_outputs)
-        except (
-            Exception
-        ) as error:  # what a runtime raises, for want of memory for instance: then only the inputs are moved
-            logger.info("the sums of the sites were not moved: %s", error)
+        except Exception as error:  # whatever a runtime raises, for want of memory for instance
+            logger.info("only the inputs are moved, not the sums of the sites: %s", error)
             return carried_rounding(self.reference.runner, inputs, expected, seed)
         return carried_rounding(runner, inputs, expected, seed, moves)
 

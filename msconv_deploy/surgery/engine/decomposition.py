@@ -42,6 +42,7 @@ from msconv_deploy.surgery.engine.symbols import (
     pad_amounts,
     resize_scales,
     slice_ranges,
+    squeezed_axes,
 )
 
 MAX_DEPTH = 150
@@ -642,14 +643,9 @@ def _unsqueeze(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channel
 
 
 def _squeeze(this: Decomposer, node: gs.Node, tensor: gs.Tensor, axis: Channels, dims: Dims) -> Segments | None:
-    source, axes = this.symbols.dims(node.inputs[0]), axes_of(this.symbols, node)
-    if source is None:
-        return None
-    if axes is None:
-        if len(node.inputs) > 1 and node.inputs[1].name:  # axes that are known at run time only
-            return None
-        axes = [i for i, d in enumerate(source) if d == 1]
-    return _regrouped(this, node.inputs[0], axis, None, sorted(a % len(source) for a in axes))
+    source = this.symbols.dims(node.inputs[0])
+    axes = None if source is None else squeezed_axes(this.symbols, node, source)
+    return None if axes is None else _regrouped(this, node.inputs[0], axis, None, axes)
 
 
 def _regrouped(

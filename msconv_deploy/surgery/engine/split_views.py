@@ -60,6 +60,7 @@ from msconv_deploy.surgery.engine.symbols import (
     pad_amounts,
     product,
     slice_ranges,
+    squeezed_axes,
 )
 
 _LOOK = 200
@@ -584,10 +585,10 @@ def _unsqueeze(symbols: Symbols, node: gs.Node, axis: int, dims: Dims) -> _Recip
 
 
 def _squeeze(symbols: Symbols, node: gs.Node, axis: int, dims: Dims) -> _Recipe | None:
-    source, given = symbols.dims(node.inputs[0]), axes_of(symbols, node)
-    if source is None or (given is None and len(node.inputs) > 1 and node.inputs[1].name):
-        return None  # with axes that are known at run time only
-    removed = [i for i, d in enumerate(source) if d == 1] if given is None else [a % len(source) for a in given]
+    source = symbols.dims(node.inputs[0])
+    removed = None if source is None else squeezed_axes(symbols, node, source)
+    if source is None or removed is None:
+        return None
     kept = [i for i in range(len(source)) if i not in removed]
     own = kept[axis]
     return _Recipe([_Operand(node.inputs[0], own)], lambda n: {"axes": sorted(_moved(a, own, n) for a in removed)})

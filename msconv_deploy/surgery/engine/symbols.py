@@ -223,6 +223,16 @@ def axes_of(symbols: Symbols, node: gs.Node, position: int = 1) -> list[int] | N
     return None
 
 
+def squeezed_axes(symbols: Symbols, node: gs.Node, dims: Dims) -> list[int] | None:
+    """The axes, in order, that a Squeeze takes from a tensor of these extents; None if they are known at run time only."""
+    axes = axes_of(symbols, node)
+    if axes is None:
+        if len(node.inputs) > 1:
+            return None
+        return [i for i, d in enumerate(dims) if d == 1]
+    return sorted(a % len(dims) for a in axes)
+
+
 def _transpose(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
     dims = symbols.dims(node.inputs[0])
     if dims is None:
@@ -242,12 +252,12 @@ def _unsqueeze(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[i
 
 
 def _squeeze(symbols: Symbols, node: gs.Node, tensor: gs.Tensor) -> Sequence[int | str | None] | None:
-    dims, axes = symbols.dims(node.inputs[0]), axes_of(symbols, node)
-    if dims is None or (axes is None and len(node.inputs) > 1):
+    dims = symbols.dims(node.inputs[0])
+    gone = None if dims is None else squeezed_axes(symbols, node, dims)
+    if dims is None or gone is None:
         return None
-    if axes is None:
-        return [d for d in dims if d != 1] if all(isinstance(d, int) for d in dims) else None
-    gone = {a % len(dims) for a in axes}
+    if axes_of(symbols, node) is None and not all(isinstance(d, int) for d in dims):
+        return None  # which of them are 1 is known at run time only
     return [d for i, d in enumerate(dims) if i not in gone]
 
 
