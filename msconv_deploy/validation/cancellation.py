@@ -29,7 +29,7 @@ from onnx import helper
 
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.validation.difference import difference
-from msconv_deploy.validation.exposure import exposed
+from msconv_deploy.validation.exposure import exposed, producers
 from msconv_deploy.validation.inputs import Inputs
 from msconv_deploy.validation.tolerance import unit_roundoff
 
@@ -139,12 +139,12 @@ def _movable(
     expected: Mapping[str, NDArray[Any]],
 ) -> Iterator[tuple[list[onnx.NodeProto], list[onnx.ValueInfoProto]]]:
     """Yield nodes and inputs that move the distances, none below zero; the model's own nodes lead to them meanwhile."""
-    producers = {node.output[0]: node for node in original.graph.node if node.output}
+    makers = producers(original)
     nodes: list[onnx.NodeProto] = []
     moves: list[onnx.ValueInfoProto] = []
     try:
         for name, distance in distances.items():
-            producers[name].output[0] = _raw(name)
+            makers[name].output[0] = _raw(name)
             total = f"{name}/msconv_sum"
             nodes.append(helper.make_node("Add", [_raw(name), _move(name)], [total]))
             nodes.append(helper.make_node("Relu", [total], [name]))
@@ -155,4 +155,4 @@ def _movable(
         yield nodes, moves
     finally:
         for name in distances:
-            producers[name].output[0] = name
+            makers[name].output[0] = name

@@ -38,3 +38,8 @@ def exposed(
     finally:
         for field, length in zip(fields, lengths, strict=True):
             del field[length:]
+
+
+def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """First output -> the node of the main graph that makes it."""
+    return {node.output[0]: node for node in model.graph.node if node.output}

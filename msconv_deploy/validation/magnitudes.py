@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from msconv_deploy.runtimes import Settings
-from msconv_deploy.validation.exposure import exposed
+from msconv_deploy.validation.exposure import exposed, producers
 from msconv_deploy.validation.inputs import Inputs
 from msconv_deploy.validation.tolerance import accumulation_roundoff
 
@@ -43,11 +43,11 @@ def summed_magnitudes(
     """
     from msconv_deploy.runtimes.onnx_runtime import make_session
 
-    producers = _producers(original)
+    makers = producers(original)
     contractions = {
-        name: producers[name]
+        name: makers[name]
         for name in tensors
-        if name in producers and producers[name].op_type in _OPERATORS and producers[name].domain in ("", "ai.onnx")
+        if name in makers and makers[name].op_type in _OPERATORS and makers[name].domain in ("", "ai.onnx")
     }
     if not contractions:
         return {}
@@ -69,7 +69,7 @@ def movable(original: onnx.ModelProto, magnitudes: Mapping[str, NDArray[Any]]) -
         original: is changed within the block.
         magnitudes: of :func:`summed_magnitudes`.
     """
-    producers = _producers(original)
+    makers = producers(original)
     nodes = [
         helper.make_node("Add", [f"{name}/msconv_sum", _rounding(name)], [name], f"{name}/msconv_rounded")
         for name in magnitudes
@@ -80,7 +80,7 @@ def movable(original: onnx.ModelProto, magnitudes: Mapping[str, NDArray[Any]]) -
     ]
     try:
         for name in magnitudes:
-            producers[name].output[0] = f"{name}/msconv_sum"
+            makers[name].output[0] = f"{name}/msconv_sum"
         with exposed(original, (), nodes, inputs):
             yield {
                 _rounding(name): np.asarray(accumulation_roundoff(array.dtype) * array, array.dtype)
@@ -88,11 +88,7 @@ def movable(original: onnx.ModelProto, magnitudes: Mapping[str, NDArray[Any]]) -
             }
     finally:
         for name in magnitudes:
-            producers[name].output[0] = name
-
-
-def _producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    return {node.output[0]: node for node in model.graph.node if node.output}
+            makers[name].output[0] = name
 
 
 def _over_magnitudes(node: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:

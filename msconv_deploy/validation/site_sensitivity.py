@@ -19,7 +19,7 @@ from onnx import helper
 from msconv_deploy.runtimes import Settings
 from msconv_deploy.validation.cancellation import CheckedDistance
 from msconv_deploy.validation.difference import difference
-from msconv_deploy.validation.exposure import exposed
+from msconv_deploy.validation.exposure import exposed, producers
 from msconv_deploy.validation.graph import OnnxGraph
 from msconv_deploy.validation.inputs import Inputs
 
@@ -86,11 +86,11 @@ def insensitive_sites(
     """
     from msconv_deploy.runtimes.onnx_runtime import make_session
 
-    producers = {node.output[0]: node for node in original.graph.node if node.output}
-    moves = [move for site in sites for move in _moves(site, producers[site.own_output], expected)]
+    makers = producers(original)
+    moves = [move for site in sites for move in _moves(site, makers[site.own_output], expected)]
     nodes, replaced = [], []
     for move in moves:
-        node = producers[move.site.own_output]
+        node = makers[move.site.own_output]
         nodes.append(helper.make_node("Add", [node.input[0], move.name], [f"{move.name}/sum"], f"{move.name}/sum"))
         replaced.append((node, node.input[0]))
         node.input[0] = f"{move.name}/sum"

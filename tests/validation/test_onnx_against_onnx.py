@@ -154,18 +154,22 @@ def test_sizes_that_the_reference_refuses_are_listed_and_blame_nobody(tmp_path):
         validate_onnx_against_onnx(path, path, options({"N": 1, "H": 1, "W": 1}, {"N": 1, "H": 5, "W": 1}))
 
 
-def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
-    # A 60x60 kernel without padding needs a larger image than any of the first sizes.
-    weight = numpy_helper.from_array(np.ones((1, 3, 60, 60), np.float32) / 100, "w")
+def convolution(path: Path, batch: int | str, weight: np.ndarray) -> Path:
+    """Of an image of any size, without padding."""
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"])],
         "g",
-        [helper.make_tensor_value_info("x", FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info("x", FLOAT, [batch, 3, "H", "W"])],
         [helper.make_tensor_value_info("y", FLOAT, None)],
-        [weight],
+        [numpy_helper.from_array(weight, "w")],
     )
-    path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
+    # A 60x60 kernel without padding needs a larger image than any of the first sizes.
+    path = convolution(tmp_path / "m.onnx", "N", np.ones((1, 3, 60, 60), np.float32) / 100)
     report = validate_onnx_against_onnx(path, path)
     assert report.verdict == "passed"
     assert [c.size for c in report.cases] == [{"N": 4, "H": 64, "W": 96}, {"N": 2, "H": 160, "W": 128}]
@@ -174,16 +178,7 @@ def test_larger_sizes_are_tried_when_the_default_ones_are_refused(tmp_path):
 
 def test_default_sizes_beside_a_huge_static_extent_are_not_tried_unasked(tmp_path):
     """At the largest the input would take 12 GiB; what is small is tried, and the user may ask for anything."""
-    weight = numpy_helper.from_array(np.ones((1, 3, 1, 1), np.float32), "w")
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", FLOAT, [4096, 3, "H", "W"])],
-        [helper.make_tensor_value_info("y", FLOAT, None)],
-        [weight],
-    )
-    path = tmp_path / "m.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    path = convolution(tmp_path / "m.onnx", 4096, np.ones((1, 3, 1, 1), np.float32))
     report = validate_onnx_against_onnx(path, path)
     assert report.verdict == "passed"
     assert [case.size for case in report.cases] == [
